@@ -80,3 +80,24 @@ class Interrupted(MalError):  # noqa: N818  it is no error, it is the user's wis
     """The user stopped the run; what was done is kept and the run can be resumed."""
 
     exit_code = 130
+
+
+# Which extra of this distribution brings which package.
+EXTRA_OF = {
+    "onnxruntime": "cpu",
+    "torch": "train",
+    "timm": "train",
+    "lightning": "train",
+    "safetensors": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "faster_coco_eval": "eval",
+}
+
+
+def missing_package(module: str) -> MissingPackageError:
+    """The error for a package that is not installed, with the line that installs it."""
+    package = module.partition(".")[0]
+    return MissingPackageError(
+        f'this needs {package}, which is not installed: pip install "mask-auto-labeler[{EXTRA_OF[package]}]"'
+    )

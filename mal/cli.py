@@ -1,0 +1,309 @@
+"""The command line: parse, call one function, print. No logic, and no heavy import before a command runs.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or unusable input, 3 done but some object that should have a
+mask has none, 130 interrupted and resumable.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mal.errors import EXTRA_OF, MalError, MissingPackageError, UsageError, missing_package
+
+# typer carries its own copy of click and gives the base of its command-line errors no public name.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="mal",
+    help="Mask Auto-Labeler: boxes in, masks out. Learns from boxes alone.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich alone would triple the start-up time
+)
+plugins_app = typer.Typer(help="The compiled parts.", rich_markup_mode=None)
+app.add_typer(plugins_app, name="plugins")
+
+
+class MaskFormat(StrEnum):
+    """How masks are written."""
+
+    rle = "rle"
+    polygon = "polygon"
+
+
+class OnError(StrEnum):
+    """What a broken image does to the run."""
+
+    skip = "skip"
+    fail = "fail"
+
+
+class Target(StrEnum):
+    """What `mal export` makes."""
+
+    onnx = "onnx"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+    deepstream = "deepstream"
+    triton = "triton"
+
+
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Image folder; default: images/ beside the JSON, else its folder.")
+]
+Engine = Annotated[str, typer.Option("--engine", help="Model: .onnx, .safetensors, or the name of a shipped student.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda:0, …; default: the first GPU a session can use, else cpu.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Host threads; default: one a core.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mal import __version__
+
+        print(f"mal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]  typer calls it
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Mask Auto-Labeler: boxes in, masks out. Learns from boxes alone."""
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str], typer.Argument(metavar="BOXES… [KEY=VALUE…]", help="Files of boxes, and overrides of settings.")
+    ],
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Image folder, once for each file of boxes.")
+    ] = None,
+    start: Annotated[
+        str, typer.Option("--from", help="'student' (the shipped one), a .safetensors file, or 'none'.")
+    ] = "student",
+    config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="RUN folder; default runs/<date-time>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted RUN.")] = False,
+) -> None:
+    """Train from boxes alone: adapt the shipped student to yours, or start from a backbone."""
+    from mal.train.run import train_from_words
+
+    overrides = [word for word in words if "=" in word]
+    boxes = [Path(word) for word in words if "=" not in word]
+    student = train_from_words(
+        boxes, images=images or [], start=start, config=config, overrides=overrides, run=output, resume=resume
+    )
+    print(student)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str | None, typer.Argument(help="Checkpoint, ONNX of ours or RUN folder; default: the shipped student.")
+    ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers; needs --calibrate.")] = False,
+    refine: Annotated[
+        int | None, typer.Option("--refine", min=0, help="CRF iterations in the graph; default: the model's.")
+    ] = None,
+    target: Annotated[
+        Target | None, typer.Option("--target", help="Default: tensorrt if it sees a GPU, else onnx.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a student: one ONNX file, checked against torch before it is written."""
+    from mal.export.export import export_model
+
+    if fp16 and int8:
+        raise UsageError("--fp16 and --int8 contradict each other; choose one")
+    precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+    report = export_model(
+        source, precision=precision, refine=refine, target=target.value if target else None, output=output
+    )
+    _show(report.to_json(), report.text, as_json)
+
+
+@app.command()
+def label(
+    boxes: Annotated[Path, typer.Argument(metavar="COCO.json", help="Boxes: COCO, LVIS, YOLO or VOC.")],
+    engine: Engine = "student",
+    images: Images = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: COCO.masks.json.")] = None,
+    device: Device = None,
+    batch: Annotated[str, typer.Option("--batch", help="Crops a call: auto or a number.")] = "auto",
+    workers: Workers = None,
+    mask_format: Annotated[MaskFormat, typer.Option("--format", help="How masks are written.")] = MaskFormat.rle,
+    on_error: Annotated[OnError, typer.Option("--on-error", help="What a broken image does.")] = OnError.skip,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Let file names leave the image folder.")
+    ] = False,
+    max_memory: Annotated[
+        float | None, typer.Option("--max-memory", min=0.1, help="GB for images and crops in flight.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: forget an unfinished run.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON lines on stderr.")] = False,
+) -> None:
+    """Turn boxes into masks: COCO JSON in, the same JSON with masks out."""
+    from mal.runtime.label import label_dataset
+
+    report = label_dataset(
+        boxes,
+        model=engine,
+        images=images,
+        output=output,
+        device=device,
+        batch=_batch(batch),
+        workers=workers,
+        format=mask_format.value,
+        on_error=on_error.value,
+        allow_outside=allow_outside,
+        max_memory_gb=max_memory,
+        fresh=fresh,
+        log_json=log_json,
+    )
+    print(report.text())
+    raise typer.Exit(report.exit_code)
+
+
+@app.command(name="eval")
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(metavar="PREDICTED.json", help="Labelled COCO JSON.")],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH.json", help="COCO JSON with true masks.")],
+    as_json: AsJson = False,
+) -> None:
+    """Judge masks against true ones, beside the box and the ellipse on the same objects."""
+    from mal.evaluation.metrics import evaluate as judge
+
+    evaluation = judge(predicted, truth)
+    _show(evaluation.to_json(), evaluation.text, as_json)
+
+
+@app.command()
+def preview(
+    masks: Annotated[Path, typer.Argument(metavar="MASKS.json", help="Labelled COCO JSON.")],
+    images: Images = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("preview"),
+) -> None:
+    """Draw masks over their images, with a page to browse them."""
+    from mal.evaluation.preview import write_preview
+
+    print(write_preview(masks, images, output))
+
+
+@app.command()
+def bench(
+    boxes: Annotated[
+        Path | None, typer.Argument(metavar="BOXES.json", help="Default: the built-in photographs.")
+    ] = None,
+    engine: Engine = "student",
+    images: Images = None,
+    device: Device = None,
+    batch: Annotated[str, typer.Option("--batch", help="Crops a call: auto or a number.")] = "auto",
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the bare session, each stage and the whole pipeline in one run."""
+    from mal.runtime.bench import run_bench
+
+    report = run_bench(boxes, model=engine, images=images, device=device, batch=_batch(batch), workers=workers)
+    _show(report.to_json(), report.text, as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("demo"),
+    device: Device = None,
+) -> None:
+    """Label the built-in photographs and draw what came out."""
+    from mal.evaluation.demo import run_demo
+
+    print(f"look at {run_demo(output, device=device)}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what is installed, what works, and what to install for the rest."""
+    from mal.runtime.doctor import diagnose
+
+    diagnosis = diagnose()
+    _show(diagnosis.to_json(), diagnosis.text, as_json)
+
+
+@plugins_app.callback()
+def _plugins() -> None:  # pyright: ignore[reportUnusedFunction]  keeps `plugins` a group of commands
+    """The compiled parts."""
+
+
+@plugins_app.command()
+def build() -> None:
+    """Compile the CRF kernel for this machine's CPU and, with nvcc, for GPUs."""
+    from mal.plugins.crf_refine.compiled import build_all
+
+    for line in build_all():
+        print(line)
+
+
+def _batch(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--batch {text}: expected auto or a number of at least 1")
+    return int(text)
+
+
+def _show(values: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(values))
+    else:
+        print(text())
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"mal: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of the `mal` command: one line on stderr for every mistake, never a traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except _CommandLineError as error:
+        if debug:
+            raise
+        _fail(f"{error.format_message()} Try --help.", 2)  # pyright: ignore[reportAttributeAccessIssue]
+    except MalError as error:
+        if debug:
+            raise
+        _fail(" ".join(str(error).split()), error.exit_code)
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.partition(".")[0] not in EXTRA_OF:
+            raise
+        _fail(str(missing_package(error.name)), MissingPackageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (`mal … | head`); nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
