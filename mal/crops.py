@@ -1,0 +1,100 @@
+"""THE definition of a crop; training, calibration and the runtime all use it.
+
+A crop is a rectangle of exact float edges, `boxes.expand(clipped box, expansion)`, resampled to
+`size` x `size` pixels (the aspect is not kept) by Pillow's anti-aliased bilinear filter. It may leave
+the image; what is read there is the fill:
+
+    reflect   mirrored at the image's edge, which is repeated   b a | a b c | c b a
+    edge      the nearest pixel                                 a a | a b c | c c c
+    wrap      the opposite side                                 b c | a b c | a b
+
+Each holds at any distance. The judge is Pillow's `resize((size, size), BILINEAR, box=rectangle)` of the
+filled image; here only the pixels under the filter are handed to Pillow.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mal.config import Fill
+from mal.errors import ShapeError
+
+Pixels = NDArray[np.uint8]
+
+MAX_PATCH = 2**30
+"""Pixels under one crop; rectangles of clipped boxes stay far below it."""
+
+
+def cut_crop(image: Pixels, rect: NDArray[np.float64], size: int, fill: Fill) -> Pixels:
+    """Cut one crop.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        rect: (4,) x0, y0, x1, y1 in image pixels; may leave the image.
+        size: S, side of the crop in pixels.
+        fill: what is read outside the image.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
+
+    Raises:
+        ShapeError: no image, or a rectangle without an area, not finite or absurdly large.
+    """
+    _check(image)
+    x0, y0, x1, y1 = (float(edge) for edge in rect)
+    if not (math.isfinite(x0 + y0 + x1 + y1) and x0 < x1 and y0 < y1):
+        raise ShapeError(f"a crop needs finite x0 < x1 and y0 < y1, got {[x0, y0, x1, y1]}")
+    left, right = _reach(x0, x1, size)
+    top, bottom = _reach(y0, y1, size)
+    if (right - left) * (bottom - top) > MAX_PATCH:
+        raise ShapeError(f"rectangle {[x0, y0, x1, y1]} covers more than {MAX_PATCH} pixels; clip its box first")
+    patch = _patch(image, left, top, right, bottom, fill)
+    box = (x0 - left, y0 - top, x1 - left, y1 - top)
+    return np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def cut_crops(image: Pixels, rects: NDArray[np.float64], size: int, fill: Fill) -> Pixels:
+    """Cut (N, 4) rectangles of one image: (N, S, S, 3) uint8. As `cut_crop`."""
+    crops = np.empty((len(rects), size, size, 3), np.uint8)
+    for row, rect in enumerate(rects):
+        crops[row] = cut_crop(image, rect, size, fill)
+    return crops
+
+
+def to_input(crops: Pixels) -> NDArray[np.float32]:
+    """(N, S, S, 3) uint8 crops as the network takes them: (N, 3, S, S) float32, RGB, 0..255."""
+    return np.ascontiguousarray(crops.transpose(0, 3, 1, 2), np.float32)
+
+
+def _check(image: Pixels) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ShapeError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+
+
+def _reach(low: float, high: float, size: int) -> tuple[int, int]:
+    """Whole pixels under the filter: half a triangle of one output pixel's width, or of one image pixel's."""
+    support = max(1.0, (high - low) / size)
+    # One more pixel each side: Pillow computes the edges in float32, and must not meet the patch's border.
+    return math.floor(low - support) - 1, math.ceil(high + support) + 1
+
+
+def _patch(image: Pixels, left: int, top: int, right: int, bottom: int, fill: Fill) -> Pixels:
+    """Pixels left..right, top..bottom of the filled image."""
+    height, width = image.shape[:2]
+    if left >= 0 and top >= 0 and right <= width and bottom <= height:
+        return image[top:bottom, left:right]
+    rows, columns = _source(top, bottom, height, fill), _source(left, right, width, fill)
+    return image[rows[:, None], columns]
+
+
+def _source(start: int, stop: int, length: int, fill: Fill) -> NDArray[np.intp]:
+    """Image rows (or columns) that rows start..stop of the filled image are read from."""
+    index = np.arange(start, stop)
+    if fill == "edge":
+        return np.clip(index, 0, length - 1)
+    if fill == "wrap":
+        return index % length
+    index %= 2 * length
+    return np.minimum(index, 2 * length - 1 - index)
