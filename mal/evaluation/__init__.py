@@ -1,1 +1,1 @@
-
+"""Looking at masks: figures against true ones, overlays, the demo."""
