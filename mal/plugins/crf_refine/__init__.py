@@ -1,1 +1,1 @@
-"""CRF refinement `mal::CRFRefine`: one meaning (`reference.py`), several bodies (`contract.py` names what they share)."""
+"""CRF refinement `mal::CRFRefine`: one meaning (`reference.py`), several bodies; `contract.py` is what they share."""

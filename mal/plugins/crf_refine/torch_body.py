@@ -2,9 +2,14 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, threshold_
+from torch.nn.functional import pad, threshold
 
 from mal.plugins.crf_refine.contract import HALF_WINDOW, HIGH, LIMIT, LOW, check
+
+# torch splits an operation of more than 32,768 elements over its threads. Hundreds of such short
+# operations a call wait for each other whenever the machine is busy (8 s instead of 0.04 s measured);
+# smaller groups of crops run serially, and stay in the L2 cache.
+_SERIAL_PIXELS = 16384
 
 
 @torch.no_grad()
@@ -36,44 +41,32 @@ def crf_refine(logits: Tensor, guide: Tensor, inside: Tensor, iterations: int, z
     return refined
 
 
-# torch splits an operation of more than 32,768 elements over its threads. Hundreds of such short
-# operations a call wait for each other whenever the machine is busy (8 s instead of 0.04 s measured);
-# smaller groups of crops run serially, and stay in the L2 cache.
-_SERIAL_PIXELS = 16384
-_EIGHT = [*HALF_WINDOW, *((-y, -x) for y, x in HALF_WINDOW)]
-
-
 def _refine(logits: Tensor, guide: Tensor, inside: Tensor, iterations: int, zeta: float) -> Tensor:
     coverage = inside.float().nan_to_num(nan=0.0).clamp(0, 1)
-    state = (coverage * torch.sigmoid(logits.float().nan_to_num(nan=0.0))).clamp(LOW, HIGH).logit()
-    if iterations == 0:
-        return state.to(logits.dtype)
+    start = (coverage * torch.sigmoid(logits.float().nan_to_num(nan=0.0))).clamp(LOW, HIGH).logit()
     # ln 0 as a number so negative that the clamp decides: -inf + a sum is the same, but slower on a CPU.
-    log_coverage = coverage.log().clamp_min(-1e4).expand_as(state)
-    weights = _eight_weights(guide.float(), zeta)
+    log_coverage = coverage.log().clamp_min(-1e4).expand_as(start)
 
-    # A border of zeros: neighbours outside the crop count nothing.
-    padded = pad(state, (1, 1, 1, 1))
-    height, width = state.shape[2:]
-    centre = padded[:, :, 1:-1, 1:-1]
-    neighbours = [padded[:, :, 1 + y : 1 + y + height, 1 + x : 1 + x + width] for y, x in _EIGHT]
+    # One column right and one row below every crop make all crops one line of pixels on which a
+    # neighbour is a fixed distance away; weights into this margin are 0, so it stays 0.
+    state = pad(start, (0, 1, 0, 1)).flatten()
+    constant = pad(log_coverage, (0, 1, 0, 1)).flatten()
+    colours = pad(guide.float(), (0, 1, 0, 1), value=float("nan")).transpose(0, 1).reshape(3, -1)
+    width = logits.shape[3] + 1
+    pairs = [(step, _weights(colours, step, zeta)) for step in (y * width + x for y, x in HALF_WINDOW)]
     total = torch.empty_like(state)
     for _ in range(iterations):
-        torch.add(centre, log_coverage, out=total)
-        for weight, neighbour in zip(weights, neighbours, strict=True):
-            total.addcmul_(weight, neighbour)
-        torch.clamp(total, -LIMIT, LIMIT, out=centre)
-    return centre.to(logits.dtype).clone()
+        torch.add(state, constant, out=total)
+        for step, weight in pairs:
+            total[:-step].addcmul_(weight, state[step:])
+            total[step:].addcmul_(weight, state[:-step])
+        torch.clamp(total, -LIMIT, LIMIT, out=state)
+    batch, _, height, _ = logits.shape
+    return state.view(batch, 1, height + 1, width)[:, :, :-1, :-1].to(logits.dtype)
 
 
-def _eight_weights(guide: Tensor, zeta: float) -> list[Tensor]:
-    """Eight (B, 1, h, w) maps k(p, p + offset), in the order of `_EIGHT`."""
-    height, width = guide.shape[2:]
-    # NaN outside the crop, and NaN from colours that are not finite, both become weight 0.
-    padded = pad(guide, (1, 1, 1, 1), value=float("nan"))
-    maps: list[Tensor] = []
-    for y, x in _EIGHT:
-        apart = padded[:, :, 1 + y : 1 + y + height, 1 + x : 1 + x + width] - guide
-        weight = torch.exp(apart.square_().sum(1, keepdim=True) * (-0.5 / zeta**2)).nan_to_num_(nan=0.0)
-        maps.append(threshold_(weight, 1e-30, 0.0))  # denormal weights would cost 100 x the time
-    return maps
+def _weights(colours: Tensor, step: int, zeta: float) -> Tensor:
+    """k(p, p + step) for every pixel p of the line but the last `step`; 0 where a colour is not finite."""
+    apart = (colours[:, step:] - colours[:, :-step]).square_().sum(0)
+    # Denormal weights would cost 100 x the time, and are nothing.
+    return threshold(torch.exp(apart * (-0.5 / zeta**2)).nan_to_num_(nan=0.0), 1e-30, 0.0)
