@@ -172,14 +172,15 @@ def _open_jpeg(data: bytes) -> _Source:
                 raise ImageError(f"damaged JPEG: {_reason(error)}") from None
         return _open_pillow(JpegImagePlugin.JpegImageFile, data).decode()
 
-    return _Source(width, height, _orientation(_jpeg_exif(data)), decode)
+    return _Source(int(width), int(height), _orientation(_jpeg_exif(data)), decode)
 
 
 def _open_pillow(plugin: type[ImageFile.ImageFile], data: bytes) -> _Source:
     # Pillow raises almost anything on a broken file, hence the wide `except` here and in `decode`.
     try:
         image = plugin(BytesIO(data))
-        (width, height), orientation = image.size, 1
+        width, height = image.size
+        orientation = 1
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             tag = image.tag_v2.get(_ORIENTATION, 1)
             orientation = next((value for value in range(1, 9) if value == tag), 1)

@@ -4,6 +4,7 @@ A mask never leaves its box, so it is kept as a window of the image (`BoxMask`),
 nor the encoding touches the pixels outside it.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from mal.boxes import pixel_window
 from mal.errors import InputError
 from mal.images import MAX_PIXELS
+
+_BATCH = 2**18
+# Mask pixels encoded at once: enough to share NumPy's overhead, few enough for the cache.
 
 
 class BoxMask(NamedTuple):
@@ -95,40 +99,87 @@ def encode(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> list[b
     Returns:
         N times `counts`, ASCII. The first run is background, runs go down the columns of the whole image.
     """
-    return [_compress(_runs(mask, *size)) for mask, size in zip(masks, sizes, strict=True)]
+    counts: list[bytes] = []
+    first, pixels = 0, 0
+    for row, mask in enumerate(masks):
+        pixels += mask.pixels.size
+        if pixels >= _BATCH or row == len(masks) - 1:
+            counts += _compress(*_runs(masks[first : row + 1], sizes[first : row + 1]))
+            first, pixels = row + 1, 0
+    return counts
 
 
-def _runs(mask: BoxMask, height: int, width: int) -> NDArray[np.int64]:
-    h, w = mask.pixels.shape
-    padded = np.zeros((w, h + 1), bool)
-    padded[:, :h] = mask.pixels.T
-    flat = padded.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat[0]:
-        edges = np.concatenate([[0], edges])
-    column, row = np.divmod(edges, h + 1)
-    edges = (mask.x0 + column) * height + mask.y0 + row
-    starts, ends = edges[::2], edges[1::2]
-    split = np.flatnonzero(starts[1:] == ends[:-1])
-    starts, ends = np.delete(starts, split + 1), np.delete(ends, split)
-    edges = np.stack([starts, ends], axis=1).ravel()
-    total = height * width
-    if len(edges) and edges[-1] == total:
-        edges = edges[:-1]
-    return np.diff(edges, prepend=0, append=total)
+def _runs(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Run lengths of N masks, one after the other, and how many each mask has (N,)."""
+    x0, y0, h, w, height, width = np.array(
+        [(mask.x0, mask.y0, *mask.pixels.shape, *size) for mask, size in zip(masks, sizes, strict=True)], np.int64
+    ).T
+    # All windows in one row of pixels, column after column. A background pixel before the first and after
+    # each column: so every run of mask pixels starts and ends, and does so within its own column.
+    offset = np.concatenate([[0], np.cumsum(w * (h + 1))])
+    row = np.zeros(1 + offset[-1], np.bool_)
+    for mask, start, stop in zip(masks, offset[:-1].tolist(), offset[1:].tolist(), strict=True):
+        lines, columns = mask.pixels.shape
+        row[1 + start : 1 + stop].reshape(columns, lines + 1)[:, :lines] = mask.pixels.T
+    changes = np.flatnonzero(row[1:] != row[:-1])
+    starts, lengths = changes[::2], changes[1::2] - changes[::2]
+    runs_of = np.diff(np.searchsorted(starts, offset))
+    owner = np.repeat(np.arange(len(masks)), runs_of)
+
+    # From positions in that row to positions in the mask's image, down its columns.
+    column, line = np.divmod(starts - offset[owner], h[owner] + 1)
+    starts = (x0[owner] + column) * height[owner] + y0[owner] + line
+    ends = starts + lengths
+    # Only a window as high as its image lets a run go on at the top of the next column.
+    split = (starts[1:] == ends[:-1]) & (owner[1:] == owner[:-1])
+    if split.any():
+        starts, ends = starts[np.concatenate([[True], ~split])], ends[np.concatenate([~split, [True]])]
+        owner = owner[np.concatenate([[True], ~split])]
+        runs_of = np.bincount(owner, minlength=len(masks))
+
+    # Background and mask take turns; the last background is left out where it has no pixel.
+    last = np.cumsum(runs_of) - 1
+    covered = np.where(runs_of > 0, ends[last] if len(ends) else 0, 0)
+    rest = height * width - covered
+    numbers = 2 * runs_of + (rest > 0)
+    first = np.cumsum(numbers) - numbers
+    before = np.concatenate([[0], ends[:-1]])
+    before[(last - runs_of + 1)[runs_of > 0]] = 0
+    at = 2 * np.arange(len(starts)) + (first - 2 * (last - runs_of + 1))[owner]
+    runs = np.empty(int(numbers.sum()), np.int64)
+    runs[at], runs[at + 1] = starts - before, ends - starts
+    runs[(first + numbers - 1)[rest > 0]] = rest[rest > 0]
+    return runs, numbers
 
 
-def _compress(runs: NDArray[np.int64]) -> bytes:
-    out = bytearray()
-    for at, run in enumerate(runs.tolist()):
-        value = run - (runs[at - 2].item() if at > 2 else 0)
-        more = True
-        while more:
-            low = value & 0x1F
-            value >>= 5
-            more = value != -1 if low & 0x10 else value != 0
-            out.append(low + (0x20 if more else 0) + 48)
-    return bytes(out)
+def _compress(runs: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[bytes]:
+    """COCO's ASCII form of run lengths: five bits a character, the least first; from the fourth number of a
+    mask on, the difference to the number two before.
+
+    Args:
+        runs: run lengths of N masks, one after the other.
+        numbers: (N,) how many each mask has, at least 1.
+    """
+    stop = np.cumsum(numbers)
+    place = np.arange(len(runs)) - np.repeat(stop - numbers, numbers)
+    values = runs.copy()
+    values[2:] -= np.where(place[2:] > 2, runs[:-2], 0)
+    # A character more for each five bits that the sign and the number need.
+    magnitude = values ^ (values >> 63)
+    lengths = np.ones(len(values), np.int64)
+    limit = 16
+    while (longer := magnitude >= limit).any():
+        lengths += longer
+        limit <<= 5
+    end = np.cumsum(lengths)
+    chars = np.empty(int(end[-1]), np.uint8)
+    for index in range(int(lengths.max())):
+        rows = np.flatnonzero(lengths > index) if index else slice(None)
+        more = np.where(lengths[rows] > index + 1, 32, 0)
+        chars[end[rows] - lengths[rows] + index] = ((values[rows] >> (5 * index)) & 31) + more + 48
+    text = chars.tobytes()
+    bounds = [0, *end[stop - 1].tolist()]
+    return [text[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
@@ -145,11 +196,11 @@ def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
         raise InputError("run lengths contain a character that COCO's compression does not use")
     last = np.flatnonzero(chars < 32)
     if not last.size or last[-1] != chars.size - 1:
-        raise InputError("run lengths end within a number")
+        raise InputError("run lengths are empty or end within a number")
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
-    if lengths.max() > 8:
-        raise InputError("run lengths contain a number of more than 40 bits")
+    if lengths.max() > 7:
+        raise InputError("run lengths contain a number of more than 35 bits")
     place = np.arange(chars.size) - np.repeat(first, lengths)
     values = np.add.reduceat((chars & 31) << (5 * place), first)
     values -= np.where(chars[last] & 16, np.int64(1) << (5 * lengths), 0)
