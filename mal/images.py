@@ -161,13 +161,13 @@ def _open(data: bytes) -> _Source:
 def _open_jpeg(data: bytes) -> _Source:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError as error:
-        raise ImageError(f"damaged JPEG: {_reason(error)}") from None
+    except (ValueError, KeyError):  # KeyError: a subsampling it has no name for
+        return _open_pillow(JpegImagePlugin.JpegImageFile, data)
 
     def decode() -> Pixels:
         try:
             return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             if any(sign in str(error) for sign in _DAMAGE):
                 raise ImageError(f"damaged JPEG: {_reason(error)}") from None
         return _open_pillow(JpegImagePlugin.JpegImageFile, data).decode()
@@ -184,8 +184,9 @@ def _open_pillow(plugin: type[ImageFile.ImageFile], data: bytes) -> _Source:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             tag = image.tag_v2.get(_ORIENTATION, 1)
             orientation = next((value for value in range(1, 9) if value == tag), 1)
-        elif plugin is not JpegImagePlugin.JpegImageFile:
-            orientation = _orientation(image.info.get("exif", b""))
+        else:
+            exif = _jpeg_exif(data) if isinstance(image, JpegImagePlugin.JpegImageFile) else image.info.get("exif", b"")
+            orientation = _orientation(exif)
     except Exception as error:
         raise ImageError(f"damaged image: {_reason(error)}") from None
 
@@ -222,7 +223,7 @@ def _to_eight_bits(grey: NDArray[np.number]) -> Pixels:
     tops = (1.0, 255.0, 65535.0) if grey.dtype.kind == "f" else (255.0, 65535.0)
     top = next((top for top in tops if low >= 0 and high <= top), None)
     if top is None:
-        values, top = values - low, high - low
+        values, top = values - low, (high - low) or 1.0
     return (values * (255.0 / top) + 0.5).astype(np.uint8)
 
 
