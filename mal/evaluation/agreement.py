@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.boxes import pixel_window
+from mal.boxes import pixel_window, usable
 
 Mask = NDArray[np.bool_]
 
@@ -52,7 +52,12 @@ def boundary_iou(predicted: Mask, truth: Mask) -> float:
 
 
 def floors(truth: Mask, box: NDArray[np.float64]) -> tuple[float, float]:
-    """IoU with the truth of the filled box, and of the ellipse inscribed in it, by pixel centres."""
+    """IoU with the truth of the filled box, and of the ellipse inscribed in it, by pixel centres.
+
+    Both are 0 for a box without area: it names no pixel.
+    """
+    if not usable(box[None])[0]:
+        return 0.0, 0.0
     x0, y0, x1, y1 = pixel_window(box)
     inside, area = truth[y0:y1, x0:x1], int(truth.sum())
     # Pixel centres in units of the half axes, from the box's centre.
