@@ -1,0 +1,260 @@
+"""The journal of an unfinished run: what is labelled is not labelled again, whatever happened.
+
+    OUT.json.journal/
+      run.json       which run this is: inputs, model, settings
+      lock           held by the process that labels
+      000000.seg     results of block 0, 000001.seg of block 1, …
+
+A segment is a row of records, one a batch, each for the objects start..stop of its block:
+
+    magic "MALR" · start · stop · bytes · CRC-32     5 x 32 bits, little-endian; the sum covers all but magic and itself
+    entries                                          (stop - start) x ENTRY
+    text                                             the entries' texts, one after the other
+
+Records follow each other without a gap. Writing only appends, so a killed process leaves whole records
+and at most one broken tail, which is cut off when the run goes on. What is written survives SIGKILL at
+once; the disk is flushed at the end of each block and at least once a second, which is what a power cut loses.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from io import RawIOBase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.errors import JournalError, OutputError
+
+LABELLED, SKIPPED = 1, 2
+
+ENTRY = np.dtype([("kind", "u1"), ("flags", "u1"), ("score", "<f4"), ("area", "<u4"), ("length", "<u4")])
+"""One object: LABELLED with its segmentation as JSON text, or SKIPPED with the reason as text; `length` bytes of it."""
+
+_HEADER = struct.Struct("<4s4I")
+_MAGIC = b"MALR"
+_SYNC_SECONDS = 1.0
+_OPEN_SEGMENTS = 64
+
+
+class Record(NamedTuple):
+    """Results of consecutive objects of one block."""
+
+    start: int
+    stop: int
+    entries: NDArray[np.void]  # (stop - start,) ENTRY
+    text: bytes
+
+
+class Journal:
+    """Journal of one output; use `open_journal`."""
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder = folder
+        self._lock = lock
+        self._segment: RawIOBase | None = None
+        self._block = -1
+        self._readers: dict[int, RawIOBase] = {}
+        self._synced = time.monotonic()
+
+    def start(self, key: dict[str, Any], fresh: bool) -> None:
+        """Make this journal the one of run `key`: a new one, or an unfinished one of exactly this run.
+
+        Raises:
+            JournalError: it belongs to another run; the message shows the difference.
+            OutputError: it cannot be written.
+        """
+        file = self.folder / "run.json"
+        with writing(self.folder):
+            if fresh:
+                for old in [file, *self.folder.glob("*.seg")]:
+                    old.unlink(missing_ok=True)
+            if (old_key := self.read_key()) is None:
+                for segment in self.folder.glob("*.seg"):
+                    segment.unlink()
+                write_whole(file, json.dumps(key, indent=1).encode())
+            elif old_key != key:
+                raise JournalError(
+                    f"{self.folder} holds an unfinished run of another kind ({_difference(old_key, key)}); "
+                    "finish it as it was begun, or start over with --fresh"
+                )
+
+    def read_key(self) -> dict[str, Any] | None:
+        """What run.json says; None if there is none."""
+        try:
+            return json.loads((self.folder / "run.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise JournalError(
+                f"{self.folder / 'run.json'} cannot be read ({error}); start over with --fresh"
+            ) from None
+
+    def resume(self, block: int) -> int:
+        """Objects of a block that are done; a broken tail is cut off."""
+        path = self._path(block)
+        if not path.exists():
+            return 0
+        done = end = 0
+        for record, at in self.records(block):
+            done, end = record.stop, at + len(record.text)
+        with writing(path):
+            if path.stat().st_size > end:
+                os.truncate(path, end)
+        return done
+
+    def records(self, block: int) -> Iterator[tuple[Record, int]]:
+        """Whole records of a block's segment, each with the offset of its text in the file."""
+        path = self._path(block)
+        if not path.exists():
+            return
+        expected = 0
+        with path.open("rb") as file:
+            while len(head := file.read(_HEADER.size)) == _HEADER.size:
+                magic, start, stop, size, checksum = _HEADER.unpack(head)
+                body_at = file.tell()
+                entries_size = (stop - start) * ENTRY.itemsize
+                if magic != _MAGIC or start != expected or stop <= start or size < entries_size:
+                    return
+                body = file.read(size)
+                if len(body) < size or _checksum(head, body) != checksum:
+                    return
+                entries = np.frombuffer(body[:entries_size], ENTRY)
+                yield Record(start, stop, entries, body[entries_size:]), body_at + entries_size
+                expected = stop
+
+    def append(self, block: int, record: Record) -> None:
+        """Write a record behind the last one of its block. Blocks are written one after the other.
+
+        Raises:
+            OutputError: no space, no permission; what was there before stays whole.
+        """
+        body = record.entries.tobytes() + record.text
+        head = _HEADER.pack(_MAGIC, record.start, record.stop, len(body), 0)
+        head = _HEADER.pack(_MAGIC, record.start, record.stop, len(body), _checksum(head, body))
+        with writing(self.folder):
+            if block != self._block or self._segment is None:
+                self._close_segment()
+                self._segment, self._block = self._path(block).open("ab", buffering=0), block
+            rest = memoryview(head + body)
+            while rest:
+                rest = rest[self._segment.write(rest) :]
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._sync()
+
+    def read(self, block: int, offset: int, length: int) -> bytes:
+        """Text of one entry, by its offset in the block's segment. Keeps a few segments open."""
+        file = self._readers.pop(block, None) or self._path(block).open("rb", buffering=0)
+        self._readers[block] = file  # behind the others: the first in line is the longest unused
+        if len(self._readers) > _OPEN_SEGMENTS:
+            self._readers.pop(next(iter(self._readers))).close()
+        return os.pread(file.fileno(), length, offset)
+
+    def close(self) -> None:
+        """Flush to the disk and let the next run have it."""
+        try:
+            with writing(self.folder):
+                self._close_segments()
+        finally:
+            os.close(self._lock)
+
+    def remove(self) -> None:
+        """The run is done: remove the folder. `close` still has to be called."""
+        with writing(self.folder):
+            self._close_segments()
+            shutil.rmtree(self.folder)
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{block:06d}.seg"
+
+    def _sync(self) -> None:
+        if self._segment:
+            os.fsync(self._segment.fileno())
+        self._synced = time.monotonic()
+
+    def _close_segments(self) -> None:
+        while self._readers:
+            self._readers.popitem()[1].close()
+        self._close_segment()
+
+    def _close_segment(self) -> None:
+        if self._segment:
+            self._sync()
+            self._segment.close()
+            self._segment = None
+
+
+def open_journal(folder: Path) -> Journal:
+    """Create or open the journal's folder and lock it.
+
+    Raises:
+        OutputError: it cannot be created, or another process is labelling into the same output.
+    """
+    with writing(folder):
+        while True:
+            folder.mkdir(exist_ok=True)
+            try:
+                lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                continue  # its owner finished and removed the folder in between
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(lock, 20, 0).decode(errors="replace")
+                os.close(lock)
+                raise OutputError(
+                    f"process {owner or '?'} is labelling into this output ({folder}); wait for it, or name another "
+                    "with -o"
+                ) from None
+            try:
+                same = os.fstat(lock).st_ino == (folder / "lock").stat().st_ino
+            except FileNotFoundError:
+                same = False
+            if same:
+                break
+            os.close(lock)  # locked a file that its owner removed in between
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    return Journal(folder, lock)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn errors of the system while writing to `path` into OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {error.filename or path}: {error.strerror}; what is labelled is kept: "
+            "make room or give permission, then run the same command again"
+        ) from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all, also across a power cut."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _checksum(head: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(head[4:16]))
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        for key in [*new, *(key for key in old if key not in new)]
+        if old.get(key) != new.get(key)
+    )

@@ -1,0 +1,131 @@
+"""From boxes to crops: which objects of an image can be labelled, why the others cannot, and their crops.
+
+A piece is a few consecutive objects of one image. Pieces bound the memory: an image with thousands of
+boxes never has all its crops at once. The image itself is decoded once for all its pieces.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntFlag
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.boxes import Boxes, clip, expand, usable
+from mal.config import ModelConstants
+from mal.crops import cut_crops
+from mal.errors import ImageError
+from mal.runtime.stages import Stages
+
+Image = NDArray[np.uint8]
+
+PIECE = 64  # objects a piece at most: 64 crops of 192 x 192 are 7 MB
+
+OUTSIDE = "box outside the image"
+
+
+class Flag(IntFlag):
+    """What a reader of a mask should know."""
+
+    CLIPPED = 1  # the box left the image by half a pixel or more; the rest of it was labelled
+    EMPTY = 2  # the mask has no pixel
+    NOT_FINITE = 4  # the session's score was no number; 0 is written
+
+    @property
+    def words(self) -> list[str]:
+        """Names as they stand in the output: ["clipped", "empty"]."""
+        return [flag.name.lower().replace("_", "-") for flag in Flag if flag in self and flag.name]
+
+
+class SharedImage:
+    """An image that several pieces need: decoded once, by the first that asks; the others wait for it."""
+
+    def __init__(self, load: Callable[[], Image]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._image: Image | None = None
+        self._error: ImageError | None = None
+
+    def get(self, stages: Stages) -> Image:
+        """(H, W, 3) uint8 RGB.
+
+        Raises:
+            ImageError: it cannot be read; every call says the same.
+        """
+        with self._lock:
+            if self._image is None and self._error is None:
+                try:
+                    with stages.time("read"):
+                        self._image = self._load()
+                except ImageError as error:
+                    self._error = error
+            if self._image is None:
+                raise ImageError(str(self._error))
+            return self._image
+
+
+@dataclass(slots=True)
+class Piece:
+    """Consecutive objects of one image, as they came."""
+
+    origin: tuple[int, int]  # where they come from: (block, position) or (image, position); the caller's business
+    image: SharedImage | None  # None: there is none, and every object has a reason
+    boxes: Boxes  # (n, 4) unclipped
+    reasons: list[str | None]  # (n,) why an object cannot be labelled, as far as its box tells; None: it may be
+    cost: int  # bytes in flight: decoded image and crops
+    ends_batch: bool = False  # the batch in hand ends after it, full or not
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A piece after reading and cutting: k of its n objects have a crop."""
+
+    origin: tuple[int, int]
+    reasons: list[str | None]  # (n,) why an object has no crop; None: it has one
+    flags: NDArray[np.uint8]  # (n,) Flag
+    which: NDArray[np.intp]  # (k,) objects with a crop, ascending
+    boxes: Boxes  # (k, 4) clipped
+    crops: NDArray[np.uint8]  # (k, S, S, 3)
+    size: tuple[int, int]  # height, width of the image; (0, 0) if it was not read
+    ends_batch: bool
+
+
+def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared:
+    """Read the image if any object needs it, sort out what cannot be labelled, cut the crops of the rest."""
+    count, side = len(piece.boxes), constants.size
+    reasons = list(piece.reasons)
+    prepared = Prepared(
+        origin=piece.origin,
+        reasons=reasons,
+        flags=np.zeros(count, np.uint8),
+        which=np.empty(0, np.intp),
+        boxes=np.empty((0, 4)),
+        crops=np.empty((0, side, side, 3), np.uint8),
+        size=(0, 0),
+        ends_batch=piece.ends_batch,
+    )
+    candidates = np.flatnonzero([reason is None for reason in reasons])
+    if piece.image is None or not len(candidates):
+        return prepared
+    try:
+        image = piece.image.get(stages)
+    except ImageError as error:
+        for index in candidates:
+            reasons[index] = f"image: {error}"
+        return prepared
+    height, width = image.shape[:2]
+    wanted = piece.boxes[candidates]
+    clipped = clip(wanted, width, height)
+    inside = usable(clipped)
+    for index in candidates[~inside]:
+        reasons[index] = OUTSIDE
+    # Less than half a pixel is rounding in the file, no box that leaves the image.
+    moved = np.abs(clipped - wanted).max(axis=1) >= 0.5
+    prepared.flags[candidates[inside & moved]] = Flag.CLIPPED
+    prepared.size = (height, width)
+    prepared.which = candidates[inside]
+    prepared.boxes = clipped[inside]
+    with stages.time("crop"):
+        prepared.crops = cut_crops(image, expand(prepared.boxes, constants.expansion), side, constants.fill)
+    return prepared

@@ -1,0 +1,62 @@
+"""What a labelling run says about itself, as JSON beside the output and as a few lines on the terminal."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class LabelReport:
+    """Report of one finished run of `label_dataset`.
+
+    Seconds and speeds are those of this process: a run that went on with an earlier one's journal did
+    `resumed` objects before. Seconds of a stage are summed over threads.
+    """
+
+    output: Path
+    exit_code: int  # 0, or 3: some object that should have a mask has none
+    objects: int
+    labelled: int
+    empty: int  # of the labelled ones
+    clipped: int  # of the labelled ones
+    skipped: int
+    skipped_by_reason: dict[str, int]
+    duplicate_ids: int
+    resumed: int  # objects that an earlier, unfinished run had done
+    images: int
+    seconds: float
+    first_mask_seconds: float | None  # from the start of the call
+    boxes_per_s: float  # objects of this process / seconds from the first image to the last mask
+    stages: dict[str, float]
+    bound: str  # the stage that held everything up
+    peak_rss_mb: float
+    model: str
+    model_id: str
+    model_constants: dict[str, Any]
+    backend: str
+    device: str
+    threads: int
+    workers: int
+    batch: int
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for json.dumps."""
+        return {**asdict(self), "output": str(self.output)}
+
+    def text(self) -> str:
+        """What the command prints."""
+        lines = [
+            f"{self.output}: {self.labelled:,} masks for {self.objects:,} boxes on {self.images:,} images, "
+            f"{self.boxes_per_s:,.0f} boxes/s on {self.device} ({self.backend}), {self.seconds:.1f} s"
+        ]
+        if self.empty:
+            lines.append(f"  {self.empty:,} masks are empty (flag `empty`)")
+        if self.skipped:
+            lines.append(f"  {self.skipped:,} without a mask, listed in {self.output}.skipped.jsonl:")
+            most = sorted(self.skipped_by_reason.items(), key=lambda item: -item[1])
+            lines += [f"    {count:>7,}  {reason}" for reason, count in most[:5]]
+            if len(most) > 5:
+                lines.append(f"    {sum(count for _, count in most[5:]):>7,}  for {len(most) - 5} other reasons")
+        return "\n".join(lines)

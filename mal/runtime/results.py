@@ -1,0 +1,125 @@
+"""Results of the labelled objects: made from a batch, found again by annotation."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from mal.errors import MalError
+from mal.masks import BoxMask, area, encode, masks_from_logits, polygons
+from mal.runtime.batches import Batch
+from mal.runtime.blocks import Block
+from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record
+from mal.runtime.objects import Flag
+
+Format = Literal["rle", "polygon"]
+
+
+def record_of(
+    batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32], expansion: float, mask_format: Format
+) -> Record:
+    """What the journal keeps of a batch. All of the batch belongs to one block.
+
+    Args:
+        batch: B objects with a crop, and those without one between them.
+        logits: (B, h, w), zero = boundary.
+        scores: (B,).
+        expansion: the model's.
+        mask_format: how the segmentation is written.
+    """
+    masks = masks_from_logits(logits, batch.boxes(), expansion) if batch.crops else []
+    sizes = [span.piece.size for span in batch.spans for _ in range(span.crop_first, span.crop_last)]
+    segmentations = iter(zip(masks, scores.tolist(), segmentation_json(masks, sizes, mask_format), strict=True))
+    texts: list[bytes] = []
+    rows: list[tuple[int, int, float, int, int]] = []
+    for span in batch.spans:
+        for index in range(span.first, span.last):
+            reason, flags = span.piece.reasons[index], int(span.piece.flags[index])
+            if reason is None:
+                mask, score, text = next(segmentations)
+                pixels = area(mask)
+                flags |= Flag.EMPTY if not pixels else 0
+                if not np.isfinite(score):
+                    score, flags = 0.0, flags | Flag.NOT_FINITE
+                rows.append((LABELLED, flags, score, pixels, len(text)))
+            else:
+                text = reason.encode()
+                rows.append((SKIPPED, 0, 0.0, 0, len(text)))
+            texts.append(text)
+    first = batch.spans[0]
+    start = first.piece.origin[1] + first.first
+    return Record(start, start + len(rows), np.array(rows, ENTRY), b"".join(texts))
+
+
+def segmentation_json(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]], mask_format: Format) -> list[bytes]:
+    """COCO `segmentation` of masks as JSON text; sizes are (height, width) of their images."""
+    if mask_format == "polygon":
+        return [orjson.dumps(polygons(mask)) for mask in masks]
+    return [
+        orjson.dumps({"size": size, "counts": counts.decode()})
+        for size, counts in zip(sizes, encode(masks, sizes), strict=True)
+    ]
+
+
+class Results:
+    """All results of a finished journal, by annotation row: 26 bytes each in memory, the texts stay on disk."""
+
+    def __init__(self, journal: Journal, blocks: Sequence[Block], order: NDArray[np.int64], model_id: str) -> None:
+        self._journal = journal
+        self._model = orjson.dumps(model_id)
+        self._order = order
+        self._blocks = blocks
+        self._entries = np.zeros(len(order), ENTRY)
+        self._offsets = np.zeros(len(order), np.int64)
+        self._block = np.zeros(len(order), np.int32)
+        for block in blocks:
+            for record, at in journal.records(block.index):
+                rows = order[block.start + record.start : block.start + record.stop]
+                self._entries[rows] = record.entries
+                lengths = record.entries["length"].astype(np.int64)
+                self._offsets[rows] = at + np.cumsum(lengths) - lengths
+                self._block[rows] = block.index
+        if len(order) and not (self._entries["kind"] > 0).all():
+            raise MalError(f"the journal {journal.folder} lost results; start over with --fresh")
+
+    def __call__(self, row: int) -> Mapping[str, bytes] | None:
+        """Keys to write on annotation `row`, as JSON text; None: it stays as it came."""
+        entry = self._entries[row]
+        if entry["kind"] != LABELLED:
+            return None
+        flags = orjson.dumps(Flag(int(entry["flags"])).words)
+        return {
+            "segmentation": self._read(row),
+            "area": b"%d" % int(entry["area"]),
+            "mal": b'{"score": %.4f, "flags": %s, "model": %s}' % (float(entry["score"]), flags, self._model),
+        }
+
+    def skipped(self) -> Iterator[tuple[int, str]]:
+        """Annotation row and reason of what has no mask, image by image."""
+        for row in self._order[self._entries["kind"][self._order] == SKIPPED].tolist():
+            yield row, self._read(row).decode()
+
+    def counts(self) -> dict[str, int]:
+        """Labelled, empty and clipped objects."""
+        labelled = self._entries["kind"] == LABELLED
+        flags = self._entries["flags"]
+        return {
+            "labelled": int(labelled.sum()),
+            "empty": int((labelled & (flags & Flag.EMPTY > 0)).sum()),
+            "clipped": int((labelled & (flags & Flag.CLIPPED > 0)).sum()),
+        }
+
+    def reasons(self) -> Counter[str]:
+        """Skipped objects by reason."""
+        return Counter(reason for _, reason in self.skipped())
+
+    def _read(self, row: int) -> bytes:
+        return self._journal.read(int(self._block[row]), int(self._offsets[row]), int(self._entries["length"][row]))
+
+
+def must_have_mask(reason: str) -> bool:
+    """Whether an object skipped for this reason should have had a mask (exit code 3)."""
+    return reason != "crowd"  # `BoxFile.reason` of a crowd region
