@@ -18,7 +18,6 @@ from mal.datasets.splice import splice
 from mal.errors import BoxFileError
 
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-_loose = msgspec.json.Decoder(list[LooseAnnotation])
 _GAP = re.compile(rb"[ \t\r\n,]*")
 
 
@@ -146,7 +145,7 @@ class BoxFile:
         for index in np.unique(which):
             stretch = self._stretches[index]
             text = self._document.read(stretch.start, stretch.stop)
-            annotations = self._decoded(text, lambda array: decode_loosely(array, LooseAnnotation, _loose))
+            annotations = self._decoded(text, lambda array: decode_loosely(array, LooseAnnotation))
             for place in np.flatnonzero(which == index):
                 value = getattr(annotations[wanted[place] - stretch.first], field)
                 values[place] = value if type(value) in (int, str) else None

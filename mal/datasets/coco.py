@@ -2,12 +2,12 @@
 
 import gc
 import struct
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
-from typing import Any, NamedTuple
+from struct import pack_into
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,8 +30,8 @@ class Annotation(msgspec.Struct, gc=False):
 
     bbox: tuple[float, float, float, float]
     image_id: int
-    category_id: int
-    id: int
+    category_id: int = MISSING
+    id: int = MISSING
     iscrowd: int | bool = 0
 
 
@@ -45,7 +45,18 @@ class LooseAnnotation(msgspec.Struct, gc=False):
     iscrowd: Any = 0
 
 
-class _Image(msgspec.Struct, gc=False):
+class Image(msgspec.Struct, gc=False):
+    """An image as it should be."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class LooseImage(msgspec.Struct, gc=False):
+    """Any JSON object that stands for an image; LVIS gives `coco_url` and no file name."""
+
     id: Any = None
     file_name: Any = None
     coco_url: Any = None
@@ -82,8 +93,10 @@ class Scan:
     lvis: bool
 
 
+_T = TypeVar("_T")
+
 _annotations = msgspec.json.Decoder(list[Annotation])
-_loose_annotations = msgspec.json.Decoder(list[LooseAnnotation])
+_images = msgspec.json.Decoder(list[Image])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -94,8 +107,9 @@ def scan_document(document: Document) -> Scan:
         BoxFileError: broken JSON, or JSON that is no COCO document.
     """
     reader = _open(document)
-    annotations = _AnnotationColumns()
-    images: list[_Image] = []
+    codes = Codes()
+    annotations = _AnnotationColumns(codes)
+    images = _ImageColumns(codes)
     categories: list[_Category] = []
     seen: set[str] = set()
     with _no_garbage_collection():
@@ -109,11 +123,12 @@ def scan_document(document: Document) -> Scan:
             if reader.value_starts() != "[":
                 raise BoxFileError(f"{document.name}: {key!r} is not a list; expected COCO's list of objects")
             if key == "annotations":
-                annotations.read(reader)
+                annotations.read(reader, document.size)
             elif key == "images":
-                images += _records(reader, _Image)
+                images.read(reader)
             else:
-                categories += _records(reader, _Category)
+                for window in reader.windows(lambda text: decode_loosely(text, _Category)):
+                    categories += window.elements
     for key in ("images", "annotations"):
         if key not in seen:
             found = ", ".join(sorted(seen)) or "none of COCO's lists"
@@ -139,32 +154,41 @@ def _open(document: Document) -> Reader:
 
 
 class _AnnotationColumns:
-    """Collects the annotations' columns; before `finish`, ids stand where rows of images will stand."""
+    """Collects the annotations' columns; before `finish`, codes of ids stand where rows will stand."""
 
-    def __init__(self) -> None:
+    def __init__(self, codes: Codes) -> None:
         self._boxes = Column(np.float64, (4,))
         self._image = Column(np.int64)
         self._category = Column(np.int64)
         self._id = Column(np.int64)
         self._crowd = Column(np.bool_)
-        self._codes = Codes()
+        self._codes = codes
         self._stretches: list[Stretch] = []
 
-    def read(self, reader: Reader) -> None:
-        for window in reader.windows(decode_annotations):
-            self._stretches.append(Stretch(window.start, window.stop, len(self._boxes)))
-            try:
-                columns = _strict_columns(window.elements)
-            except (struct.error, OverflowError, TypeError, AttributeError):
-                columns = self._loose_columns(window.elements)
-            for column, rows in zip(
-                (self._boxes, self._image, self._category, self._id, self._crowd), columns, strict=True
-            ):
-                column.extend(rows)
+    def read(self, reader: Reader, size: int) -> None:
+        columns = (self._boxes, self._image, self._category, self._id, self._crowd)
+        for start, stop, annotations in reader.windows(decode_annotations):
+            first, count = len(self._boxes), len(annotations)
+            self._stretches.append(Stretch(start, stop, first))
+            # As many as fill the rest of the document at the density of this window.
+            expected = first + int(count * (size - start) / (stop - start) * 1.02) + 1
+            rows = tuple(column.append(count, expected) for column in columns)
+            if not (isinstance(annotations[0], Annotation) and _fill(rows, annotations)):
+                self._fill_loosely(rows, annotations)
 
-    def finish(self, images: list[_Image], categories: list[_Category]) -> Scan:
+    def _fill_loosely(self, rows: tuple[NDArray[Any], ...], annotations: list[Any]) -> None:
+        boxes, image, category, identity, crowd = rows
+        of = self._codes.of
+        boxes[:] = [_corners(annotation.bbox) for annotation in annotations]
+        image[:] = [of(annotation.image_id) for annotation in annotations]
+        category[:] = [of(annotation.category_id) for annotation in annotations]
+        # String ids of annotations are not kept: a hash is enough to count duplicates.
+        identity[:] = [_digest(annotation.id) for annotation in annotations]
+        crowd[:] = [_is_crowd(annotation.iscrowd) for annotation in annotations]
+
+    def finish(self, images: "_ImageColumns", categories: list[_Category]) -> Scan:
         duplicates = _count_duplicates(self._id.take())
-        table, codes = _image_table(images, self._codes)
+        table, codes = images.finish()
         image_row = find(self._image.take(), codes)
         ambiguous = _ambiguous(table, codes)
         if ambiguous.any():
@@ -179,23 +203,51 @@ class _AnnotationColumns:
             category_names=[str(category.name) for category in categories],
             stretches=self._stretches,
             duplicate_ids=duplicates,
-            lvis=any(type(image.coco_url) is str and type(image.file_name) is not str for image in images),
-        )
-
-    def _loose_columns(self, annotations: list[LooseAnnotation] | list[Annotation]) -> tuple[NDArray[Any], ...]:
-        of = self._codes.of
-        return (
-            np.array([_box(annotation.bbox) for annotation in annotations], np.float64).reshape(-1, 4),
-            np.array([of(annotation.image_id) for annotation in annotations], np.int64),
-            np.array([of(annotation.category_id) for annotation in annotations], np.int64),
-            # String ids of annotations are not kept, their hash is enough to count duplicates.
-            np.array([_identity(annotation.id) for annotation in annotations], np.int64),
-            np.array([_is_crowd(annotation.iscrowd) for annotation in annotations], np.bool_),
+            lvis=images.addresses,
         )
 
 
-def decode_annotations(text: bytes) -> list[Annotation] | list[LooseAnnotation]:
-    """Annotations of an array's text: well-formed ones at once, else whatever each can give.
+class _ImageColumns:
+    """Collects the images; `addresses` tells whether some had an address in place of a file name."""
+
+    def __init__(self, codes: Codes) -> None:
+        self.addresses = False
+        self._table = ImageTable([], [], np.empty(0, np.int32), np.empty(0, np.int32))
+        self._widths: list[int] = []
+        self._heights: list[int] = []
+        self._codes = codes
+
+    def read(self, reader: Reader) -> None:
+        for window in reader.windows(decode_images):
+            images = window.elements
+            if not isinstance(images[0], Image):
+                images = [self._repaired(image) for image in images]
+            self._table.ids += [image.id for image in images]
+            self._table.file_names += [image.file_name for image in images]
+            self._widths += [image.width for image in images]
+            self._heights += [image.height for image in images]
+
+    def finish(self) -> tuple[ImageTable, NDArray[np.int64]]:
+        """The table, and the code of each image's id."""
+        self._table.widths = _pixels(self._widths)
+        self._table.heights = _pixels(self._heights)
+        return self._table, np.array([self._codes.of(image_id) for image_id in self._table.ids], np.int64)
+
+    def _repaired(self, image: LooseImage) -> Image:
+        name = image.file_name
+        if not (type(name) is str and name) and type(image.coco_url) is str:
+            name = path_from_address(image.coco_url)
+            self.addresses = True
+        return Image(
+            id=image.id if self._codes.of(image.id) != MISSING else "",
+            file_name=name if type(name) is str else "",
+            width=int(image.width) if type(image.width) is int else 0,
+            height=int(image.height) if type(image.height) is int else 0,
+        )
+
+
+def decode_annotations(text: bytes) -> list[Any]:
+    """Annotations of an array's text: `Annotation` if all are well-formed, else `LooseAnnotation`.
 
     Raises:
         msgspec.DecodeError: malformed text.
@@ -203,62 +255,60 @@ def decode_annotations(text: bytes) -> list[Annotation] | list[LooseAnnotation]:
     try:
         return _annotations.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return decode_loosely(text, LooseAnnotation, _loose_annotations)
+        return decode_loosely(text, LooseAnnotation)
 
 
-def decode_loosely(text: bytes, kind: Callable[[], Any], decoder: msgspec.json.Decoder[Any]) -> list[Any]:
+def decode_images(text: bytes) -> list[Any]:
+    """Images of an array's text: `Image` if all are well-formed, else `LooseImage`; raises as `decode_annotations`."""
+    try:
+        return _images.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decode_loosely(text, LooseImage)
+
+
+def decode_loosely(text: bytes, kind: type[_T]) -> list[_T]:
     """Elements of an array's text; one that is no object, or holds unreadable text, becomes an empty `kind()`.
 
     Raises:
         msgspec.DecodeError: malformed text.
     """
     try:
-        return decoder.decode(text)
+        return msgspec.json.decode(text, type=list[kind])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return [_one(raw, kind, decoder) for raw in _raw_list.decode(text)]
+        return [_one(raw, kind) for raw in _raw_list.decode(text)]
 
 
-def _one(raw: msgspec.Raw, kind: Callable[[], Any], decoder: msgspec.json.Decoder[Any]) -> Any:
+def _one(raw: msgspec.Raw, kind: type[_T]) -> _T:
     try:
-        return decoder.decode(b"[" + bytes(raw) + b"]")[0]
+        return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return kind()
 
 
-def _records(reader: Reader, kind: type[Any]) -> list[Any]:
-    decoder = msgspec.json.Decoder(list[kind])
-    return [
-        record
-        for window in reader.windows(lambda text: decode_loosely(text, kind, decoder))
-        for record in window.elements
-    ]
+def _fill(rows: tuple[NDArray[Any], ...], annotations: list[Annotation]) -> bool:
+    """Fill rows of the columns from well-formed annotations; False if an id does not fit its column.
 
-
-def _strict_columns(annotations: list[Any]) -> tuple[NDArray[Any], ...]:
-    """Columns of well-formed annotations; packing with `struct` is the fastest way into NumPy and checks types."""
+    `struct` is the fastest way from Python's numbers into an array.
+    """
+    boxes, image, category, identity, crowd = rows
     count = len(annotations)
-    boxes = _packed(f"{4 * count}d", chain.from_iterable([annotation.bbox for annotation in annotations]), np.float64)
-    boxes = boxes.reshape(-1, 4).copy()
+    try:
+        pack_into(f"{4 * count}d", boxes, 0, *chain.from_iterable([annotation.bbox for annotation in annotations]))
+        pack_into(f"{count}q", image, 0, *[annotation.image_id for annotation in annotations])
+        pack_into(f"{count}q", category, 0, *[annotation.category_id for annotation in annotations])
+        pack_into(f"{count}q", identity, 0, *[annotation.id for annotation in annotations])
+        pack_into(f"{count}?", crowd, 0, *[annotation.iscrowd for annotation in annotations])
+    except struct.error:
+        return False
     boxes[:, 2:] += boxes[:, :2]
-    integers = f"{count}q"
-    image, category, identity, crowd = (
-        _packed(integers, map(attrgetter(name), annotations), np.int64)
-        for name in ("image_id", "category_id", "id", "iscrowd")
-    )
-    if max(np.abs(image).max(initial=0), np.abs(category).max(initial=0)) >= LIMIT:
-        raise OverflowError
-    return boxes, image, category, identity, crowd != 0
+    return bool(max(image.max(), category.max()) < LIMIT and image.min() > -LIMIT)
 
 
-def _packed(layout: str, values: Iterator[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.frombuffer(struct.pack(layout, *values), dtype)
-
-
-def _box(value: Any) -> tuple[float, float, float, float]:
+def _corners(bbox: Any) -> tuple[float, float, float, float]:
     """COCO's x, y, width, height as corners; NaN where it is not four numbers."""
     try:
-        if type(value) in (list, tuple) and len(value) == 4 and all(type(edge) in (int, float) for edge in value):
-            x, y, width, height = map(float, value)
+        if type(bbox) in (list, tuple) and len(bbox) == 4 and all(type(number) in (int, float) for number in bbox):
+            x, y, width, height = map(float, bbox)
             return x, y, x + width, y + height
     except OverflowError:
         pass  # an integer beyond float
@@ -269,7 +319,8 @@ def _is_crowd(value: Any) -> bool:
     return type(value) in (int, float, bool) and value != 0
 
 
-def _identity(value: Any) -> int:
+def _digest(value: Any) -> int:
+    """A number for an annotation's id: integers their own, strings a hash, MISSING for what is no id."""
     code = Codes().of(value)
     return code if code < LIMIT else hash(value) % LIMIT
 
@@ -280,24 +331,9 @@ def _count_duplicates(codes: NDArray[np.int64]) -> int:
     return int(np.count_nonzero(same & (codes[1:] != MISSING)))
 
 
-def _image_table(images: list[_Image], codes: Codes) -> tuple[ImageTable, NDArray[np.int64]]:
-    table = ImageTable(
-        ids=[image.id if codes.of(image.id) != MISSING else "" for image in images],
-        file_names=[_file_name(image) for image in images],
-        widths=np.array([_pixels(image.width) for image in images], np.int32),
-        heights=np.array([_pixels(image.height) for image in images], np.int32),
-    )
-    return table, np.array([codes.of(image.id) for image in images], np.int64)
-
-
-def _file_name(image: _Image) -> str:
-    if type(image.file_name) is str and image.file_name:
-        return image.file_name
-    return path_from_address(image.coco_url) if type(image.coco_url) is str else ""
-
-
-def _pixels(value: Any) -> int:
-    return int(value) if type(value) in (int, float) and 0 < value < 2**31 else 0
+def _pixels(values: list[int]) -> NDArray[np.int32]:
+    """A side of images, 0 where it makes no sense."""
+    return np.array([value if 0 < value < 2**31 else 0 for value in values], np.int32)
 
 
 def _ambiguous(table: ImageTable, codes: NDArray[np.int64]) -> NDArray[np.bool_]:

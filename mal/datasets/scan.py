@@ -15,7 +15,7 @@ import msgspec
 from mal.datasets.document import Document
 from mal.errors import BoxFileError
 
-WINDOW = 1 << 20  # bytes; fits the second-level cache together with the objects decoded from it
+WINDOW = 1 << 18  # bytes; fits the second-level cache together with the objects decoded from it
 
 _T = TypeVar("_T")
 _SPACE = b" \t\r\n"
@@ -55,6 +55,10 @@ class Malformed(Exception):  # noqa: N818  it is a finding; whoever catches it k
         self.at = int(found[1]) - self.trailing if found else None
         self.detail = text.partition("malformed: ")[2].partition(" (byte")[0] or "unexpected text"
         super().__init__(text)
+
+    def non_finite(self, text: bytes) -> bool:
+        """Did the decoder of `text` stumble over NaN, Infinity or -Infinity?"""
+        return self.at is not None and not self.trailing and _NON_FINITE.match(text, self.at) is not None
 
 
 class Reader:
@@ -179,11 +183,11 @@ class Reader:
         except RecursionError:
             raise self._error(self._at, "brackets nested too deeply") from None
         except msgspec.DecodeError as error:
-            finite = hide_non_finite(text)
-            if finite == text:
-                raise Malformed(error) from None
+            problem = Malformed(error)
+            if not problem.non_finite(text):
+                raise problem from None
         try:
-            return decode(finite)
+            return decode(hide_non_finite(text))
         except RecursionError:
             raise self._error(self._at, "brackets nested too deeply") from None
         except msgspec.DecodeError as error:

@@ -1,5 +1,6 @@
 """Columns: what labelling needs of millions of annotations, as NumPy arrays that grow in place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ _BLOCK = 1 << 20  # rows per step where a temporary array would otherwise be as 
 
 
 class Column:
-    """A NumPy array to which rows are appended; it is extended in place, so there is never a second copy.
+    """A NumPy array to which rows are appended.
+
+    Memory is reserved ahead and costs nothing until rows are written there; the end is given back by `take`.
 
     Args:
         dtype: of the elements.
@@ -29,22 +32,23 @@ class Column:
     def __len__(self) -> int:
         return self._length
 
-    def extend(self, rows: NDArray[Any]) -> None:
-        """Append `rows`."""
-        stop = self._length + len(rows)
+    def append(self, count: int, expected: int) -> NDArray[Any]:
+        """`count` new rows to be filled in; `expected`: how many the column is likely to have in the end."""
+        stop = self._length + count
         if stop > len(self._rows):
-            self._resize(max(stop, len(self._rows) * 9 // 8))
-        self._rows[self._length : stop] = rows
+            rows = np.empty((max(stop, expected), *self._rows.shape[1:]), self._rows.dtype)
+            rows[: self._length] = self._rows[: self._length]
+            self._rows = rows
+        new = self._rows[self._length : stop]
         self._length = stop
+        return new
 
     def take(self) -> NDArray[Any]:
         """The finished array; the column is empty afterwards."""
-        self._resize(self._length)
-        rows, self._rows, self._length = self._rows, self._rows[:0].copy(), 0
+        rows = self._rows
+        rows.resize((self._length, *rows.shape[1:]), refcheck=False)
+        self._rows, self._length = rows[:0].copy(), 0
         return rows
-
-    def _resize(self, length: int) -> None:
-        self._rows.resize((length, *self._rows.shape[1:]), refcheck=False)
 
 
 @dataclass
@@ -77,14 +81,33 @@ def find(codes: NDArray[np.int64], table: NDArray[np.int64]) -> NDArray[np.int32
     rows = np.full(len(codes), -1, np.int32)
     if not len(table):
         return rows
-    order = np.argsort(table, kind="stable")
-    ordered = table[order]
+    low, high = int(table.min()), int(table.max())
+    # Ids are mostly numbers not far apart (COCO: 582,000 for 118,000 images), then a look-up beats a search tenfold.
+    look_up = _index(table, low, high) if high - low < max(1 << 20, 16 * len(table)) else _search(table)
     for start in range(0, len(codes), _BLOCK):
-        some = codes[start : start + _BLOCK]
-        place = np.minimum(np.searchsorted(ordered, some), len(table) - 1)
-        known = (ordered[place] == some) & (some != MISSING)
-        rows[start : start + _BLOCK][known] = order[place[known]]
+        rows[start : start + _BLOCK] = look_up(codes[start : start + _BLOCK])
     return rows
+
+
+_LookUp = Callable[[NDArray[np.int64]], NDArray[np.int32]]
+
+
+def _index(table: NDArray[np.int64], low: int, high: int) -> _LookUp:
+    index = np.full(high - low + 3, -1, np.int32)  # one place more on each side, for codes that lie outside
+    index[table[::-1] - (low - 1)] = np.arange(len(table), dtype=np.int32)[::-1]
+    return lambda codes: index[np.clip(codes, low - 1, high + 1) - (low - 1)]
+
+
+def _search(table: NDArray[np.int64]) -> _LookUp:
+    order = np.argsort(table, kind="stable").astype(np.int32)
+    ordered = table[order]
+
+    def look_up(codes: NDArray[np.int64]) -> NDArray[np.int32]:
+        place = np.minimum(np.searchsorted(ordered, codes), len(table) - 1)
+        known = (ordered[place] == codes) & (codes != MISSING)
+        return np.where(known, order[place], np.int32(-1))
+
+    return look_up
 
 
 @dataclass
