@@ -9,7 +9,8 @@ the image; what is read there is the fill:
     wrap      the opposite side                                 b c | a b c | a b
 
 Each holds at any distance. The judge is Pillow's `resize((size, size), BILINEAR, box=rectangle)` of the
-filled image; here only the pixels under the filter are handed to Pillow.
+filled image; here only the pixels under the filter are handed to Pillow. That may differ from the judge by one
+grey level: Pillow rounds between its two passes, and runs that pass first that is cheaper for the image it got.
 """
 
 import math
@@ -24,8 +25,9 @@ from mal.errors import ShapeError
 
 Pixels = NDArray[np.uint8]
 
+MAX_EDGE = 2**24
 MAX_PATCH = 2**30
-"""Pixels under one crop; rectangles of clipped boxes stay far below it."""
+"""Limits of a rectangle: its edges, and the pixels under it. Those of clipped boxes stay far below."""
 
 _BORDERS = {"reflect": cv2.BORDER_REFLECT, "edge": cv2.BORDER_REPLICATE}
 
@@ -47,8 +49,8 @@ def cut_crop(image: Pixels, rect: NDArray[np.float64], size: int, fill: Fill) ->
     """
     _check(image)
     x0, y0, x1, y1 = (float(edge) for edge in rect)
-    if not (math.isfinite(x0 + y0 + x1 + y1) and x0 < x1 and y0 < y1):
-        raise ShapeError(f"a crop needs finite x0 < x1 and y0 < y1, got {[x0, y0, x1, y1]}")
+    if not (-MAX_EDGE < x0 < x1 < MAX_EDGE and -MAX_EDGE < y0 < y1 < MAX_EDGE):
+        raise ShapeError(f"a crop needs x0 < x1 and y0 < y1 within {MAX_EDGE} pixels, got {[x0, y0, x1, y1]}")
     left, right = _reach(x0, x1, size)
     top, bottom = _reach(y0, y1, size)
     if (right - left) * (bottom - top) > MAX_PATCH:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.boxes import pixel_window
-from mal.errors import InputError
+from mal.errors import InputError, ShapeError
 from mal.images import MAX_PIXELS
 
 _BATCH = 2**18
@@ -98,6 +98,9 @@ def encode(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> list[b
 
     Returns:
         N times `counts`, ASCII. The first run is background, runs go down the columns of the whole image.
+
+    Raises:
+        ShapeError: a window leaves its image.
     """
     counts: list[bytes] = []
     first, pixels = 0, 0
@@ -114,6 +117,8 @@ def _runs(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> tuple[N
     x0, y0, h, w, height, width = np.array(
         [(mask.x0, mask.y0, *mask.pixels.shape, *size) for mask, size in zip(masks, sizes, strict=True)], np.int64
     ).T
+    if np.any((x0 < 0) | (y0 < 0) | (x0 + w > width) | (y0 + h > height)):
+        raise ShapeError("a mask's window leaves its image; clip the box to the image first")
     # All windows in one row of pixels, column after column. A background pixel before the first and after
     # each column: so every run of mask pixels starts and ends, and does so within its own column.
     offset = np.concatenate([[0], np.cumsum(w * (h + 1))])
