@@ -168,7 +168,7 @@ class LabelConfig(Settings):
     The shape of the procedure and its constants come from a small study (reference/student.md).
     """
 
-    grid: int = Field(96, ge=16, description="Labels are made at grid x grid cells of the cached crop.")
+    grid: int = Field(64, ge=16, description="Labels are made at grid x grid cells of the cached crop.")
     recipes: tuple[Recipe, ...] = (
         Recipe(core=0.25, iterations=3),
         Recipe(core=0.4, iterations=3),
@@ -185,13 +185,19 @@ class LabelConfig(Settings):
     max_fill: float = Field(0.97, description="... and less than this.")
     sure: float = Field(0.7, gt=0.5, lt=1, description="Votes >= sure are object, <= 1 - sure background.")
     full_trust: float = Field(0.5, gt=0, description="Agreement of the proposals that gives a label full weight.")
-    agree: float = Field(0.75, description="Round 2 keeps a label with this IoU to the student's mask.")
+
+
+class SelfTrainConfig(Settings):
+    """Labels of the later rounds: what the student of the round before agrees with, else its own."""
+
+    agree: float = Field(0.75, description="A label with this IoU to the student's mask stays.")
     agree_full: float = Field(0.9, description="IoU to the student's mask that gives a kept label full weight.")
-    student_object: float = Field(0.65, description="Round 2: the student's pixels above this are object")
-    student_background: float = Field(0.27, description="... and below this background, where no label was kept.")
-    student_mask: float = Field(0.43, description="Threshold of the student's mask that labels are compared with.")
-    student_trust: float = Field(0.5, description="Weight of a fully confident label that is the student's own.")
-    mil_share: float = Field(0.3, ge=0, le=1, description="Sampling weight of boxes without any label.")
+    mask: float = Field(0.43, description="Probability threshold of the student's mask that labels are compared with.")
+    sure_object: float = Field(0.65, description="The student's pixels above this are object")
+    sure_background: float = Field(0.27, description="... and below this background, where no label was kept.")
+    denies_background: float = Field(0.76, description="A kept label is ignored where it is background, p above")
+    denies_object: float = Field(0.24, description="... and where it is object, p below.")
+    trust: float = Field(0.5, ge=0, description="Weight of a fully confident label that is the student's own.")
 
 
 class LossConfig(Settings):
@@ -234,13 +240,16 @@ class TrainConfig(Settings):
     min_side: float = Field(8.0, ge=0, description="Shorter boxes are no use for training, pixels.")
     cache_expansion: float = Field(0.6, gt=0, description="Cached crops are the box grown by this.")
     cache_size: int = Field(288, ge=64, description="Pixels of a side of a cached crop.")
+    cache: Path | None = Field(None, description="Folder of the cached crops, kept; default RUN/cache, removed after.")
     cache_gb: float = Field(6.0, gt=0, description="Bound of the crop cache on disk.")
     drift: tuple[float, float] = Field((0.15, 0.5), description="Margin of each side, in units of the box's side / 2.")
     colour: float = Field(0.3, ge=0, description="Brightness, contrast and saturation change by up to this share.")
     mix_power: float = Field(0.5, description="A box file with n boxes is drawn in proportion to n ** mix_power.")
     aside: float = Field(0.05, ge=0, lt=1, description="Share of the boxes kept aside for judging, 256 at most.")
     thresholds: tuple[float, ...] = Field((0.25, 0.3, 0.35, 0.4, 0.45, 0.5), description="Candidates.")
+    unlabelled_share: float = Field(0.3, ge=0, le=1, description="Boxes without a label are drawn so much less.")
     labels: LabelConfig = LabelConfig()
+    self_train: SelfTrainConfig = SelfTrainConfig()
     losses: LossConfig = LossConfig()
 
     seed: int = 0

@@ -1,1 +1,1 @@
-
+"""The student as torch modules: backbone, head, score, deployed graph, checkpoint."""

@@ -80,7 +80,8 @@ class Backbone(nn.Module):
     def stem_parameters(self) -> list[nn.Parameter]:
         """Parameters before the first map of stride 4, or of the patch embedding: general edges and colours."""
         stem = [
-            module for key, module in self.net.named_modules()
+            module
+            for key, module in self.net.named_modules()
             if key in {"model.patch_embed", "stem_0", "stem_1", "conv_stem", "bn1", "conv1", "blocks.0", "stem"}
             and not (key == "blocks.0" and self.strides[0] > 4)
         ]

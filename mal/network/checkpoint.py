@@ -56,8 +56,11 @@ def load_student(path: Path) -> tuple[Student, ModelConstants]:
     with safe_open(path, framework="pt") as file:
         tensors: dict[str, torch.Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     own = student.state_dict()
-    wrong = [key for key in own.keys() | tensors.keys()
-             if key not in own or key not in tensors or own[key].shape != tensors[key].shape]
+    wrong = [
+        key
+        for key in own.keys() | tensors.keys()
+        if key not in own or key not in tensors or own[key].shape != tensors[key].shape
+    ]
     if wrong:
         raise ModelFileError(
             f"{path}: {len(wrong)} tensors do not fit backbone {constants.backbone!r}, e.g. {sorted(wrong)[0]}; "

@@ -1,13 +1,13 @@
 """The head: one pass of fixed cost for every object, whatever its size.
 
-    feature maps -> light pyramid to stride 4 -> V (64, h, w)          what lies where
-    pooled maps  -> two-layer K (64)                                   which of it is the object
-    logits = sum_c V_c (1 + K_c) + bias                                 (mal.md §2.3, without size buckets)
+feature maps -> light pyramid to stride 4 -> V (64, h, w)          what lies where
+pooled maps  -> two-layer K (64)                                   which of it is the object
+logits = sum_c V_c (1 + K_c) + bias                                 (mal.md §2.3, without size buckets)
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 GROUPS = 8
 
@@ -52,9 +52,7 @@ class Head(nn.Module):
         self.coarse = 16 if max(strides) >= 16 else max(strides)
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.place = nn.Conv2d(6, width, 1)
-        self.mix = nn.ModuleDict(
-            {str(s): _block(width) for s in (16, 8, 4) if s <= self.coarse}
-        )
+        self.mix = nn.ModuleDict({str(s): _block(width) for s in (16, 8, 4) if s <= self.coarse})
         self.key = nn.Sequential(nn.Linear(channels[-1] + width, 128), nn.ReLU(), nn.Linear(128, width))
         self.value = nn.Conv2d(width, width, 1)
         self.bias = nn.Parameter(torch.zeros(()))
@@ -108,4 +106,4 @@ def _block(width: int) -> nn.Sequential:
 def _resize(values: Tensor, cells: int) -> Tensor:
     if values.shape[-1] == cells:
         return values
-    return F.interpolate(values, size=(cells, cells), mode="bilinear", align_corners=False)
+    return interpolate(values, size=(cells, cells), mode="bilinear", align_corners=False)

@@ -175,6 +175,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Report:
     own = model.state_dict()
     fits = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if not fits:
-        raise ModelFileError(f"{source}: none of its {len(state)} tensors fits the backbone; is it for another network?")
+        raise ModelFileError(f"{source}: none of its {len(state)} tensors fits the backbone; is it another network's?")
     model.load_state_dict(fits, strict=False)
-    return Report(source, list(fits), [key for key in own if key not in fits], [key for key in state if key not in fits])
+    missing, unexpected = ([key for key in keys if key not in fits] for keys in (own, state))
+    return Report(source, list(fits), missing, unexpected)

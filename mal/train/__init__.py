@@ -1,1 +1,1 @@
-
+"""Training from boxes alone: crops, labels, losses, teacher, rounds."""

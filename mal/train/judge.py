@@ -1,0 +1,75 @@
+"""What can be told about a student without a mask: do its masks fit the boxes, do two views agree?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mal.config import TrainConfig
+from mal.crops import cut_crop, to_input
+from mal.network.head import central_box
+from mal.network.student import Student
+from mal.train.labels import extent_iou, iou
+from mal.train.samples import Samples, Tick
+
+Probability = NDArray[np.float32]
+
+
+@torch.no_grad()
+def predict(
+    student: Student,
+    samples: Samples,
+    rows: NDArray[np.int64],
+    config: TrainConfig,
+    *,
+    flip: bool = False,
+    tick: Tick | None = None,
+) -> Probability:
+    """(n, h, w) probabilities of the crops as deployment would cut them (box central, true colours).
+
+    `flip`: of the mirrored crops, mirrored back.
+    """
+    device = next(student.parameters()).device
+    rect, made = samples.central(config.expansion), []
+    for first in range(0, len(rows), 32):
+        part = rows[first : first + 32]
+        crops = to_input(np.stack([cut_crop(samples.pixels[row], rect, config.size, config.fill) for row in part]))
+        batch = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
+        logits = student.logits(batch.flip(3)).flip(3) if flip else student.logits(batch)
+        made.append(logits[:, 0].sigmoid().float().cpu().numpy())
+        if tick:
+            tick(first + len(part), len(rows))
+    return np.concatenate(made)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Signals without masks, means over the objects judged, 0..1.
+
+    Attributes:
+        threshold: the candidate at which the masks fit the boxes best.
+        extent: IoU of the masks' extents with their boxes, at that threshold.
+        flip: IoU of the masks of a crop and of its mirror image, at that threshold.
+    """
+
+    threshold: float
+    extent: float
+    flip: float
+
+    @property
+    def value(self) -> float:
+        """One number to compare two students by."""
+        return self.extent * self.flip
+
+
+def judge(student: Student, samples: Samples, rows: NDArray[np.int64], config: TrainConfig) -> Judgement:
+    """Judge a student on some samples."""
+    plain = predict(student, samples, rows, config)
+    mirrored = predict(student, samples, rows, config, flip=True)
+    box = central_box(config.expansion)[0].numpy() * plain.shape[-1]
+    extents = [float(np.mean([extent_iou(p > threshold, box) for p in plain])) for threshold in config.thresholds]
+    best = int(np.argmax(extents))
+    threshold = config.thresholds[best]
+    flip = float(np.mean([iou(a > threshold, b > threshold) for a, b in zip(plain, mirrored, strict=True)]))
+    return Judgement(threshold, extents[best], flip)

@@ -1,0 +1,176 @@
+"""The training crops: every image decoded once, every usable box cut once, kept as uint8 on disk.
+
+A cached crop is wider than what the network sees (1.6 x the box), so that views with a drifting box can be cut
+from it without touching the image again. The box is always its central part.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal import boxes as geometry
+from mal.config import TrainConfig
+from mal.crops import cut_crop
+from mal.datasets import BoxFile
+from mal.errors import ImageError, InputError, OutputError
+from mal.images import find_image, read_image
+
+Tick = Callable[[int, int], None]  # done, total
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All training crops.
+
+    Attributes:
+        pixels: (N, C, C, 3) uint8 RGB, a memory map.
+        valid: (N, 4) float32 x0, y0, x1, y1: the image's part of the crop, in units of the crop.
+        source: (N,) int32, which box file.
+        expansion: of the cached crops.
+        skipped: lines that say which boxes are not here and why.
+    """
+
+    pixels: NDArray[np.uint8]
+    valid: NDArray[np.float32]
+    source: NDArray[np.int32]
+    expansion: float
+    skipped: list[str]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def box(self) -> NDArray[np.float32]:
+        """(4,) the box in units of the crop: the same for all."""
+        margin = self.expansion / (1 + self.expansion) / 2
+        return np.array([margin, margin, 1 - margin, 1 - margin], np.float32)
+
+    def central(self, expansion: float) -> NDArray[np.float64]:
+        """(4,) rectangle in pixels of the cached crop that is the box grown by `expansion`."""
+        share = (1 + expansion) / (1 + self.expansion) / 2
+        return np.array([0.5 - share, 0.5 - share, 0.5 + share, 0.5 + share]) * self.pixels.shape[1]
+
+
+def cut_samples(files: Sequence[BoxFile], config: TrainConfig, folder: Path, tick: Tick | None = None) -> Samples:
+    """Cut the training crops of some box files, or find them already cut.
+
+    Args:
+        files: opened box files; of them boxes, sizes and file names are read, nothing else.
+        config: cache_expansion, cache_size, cache_gb, min_side and fill count here.
+        folder: where the cache lies; made if missing.
+        tick: called as images are done.
+
+    Raises:
+        InputError: no box can be used, or the crops need more room than cache_gb.
+        OutputError: the cache cannot be written.
+    """
+    key = json.dumps(
+        [[file.sha256 for file in files], config.cache_expansion, config.cache_size, config.min_side, config.fill]
+    )
+    stamp, table, pixels = folder / "crops.json", folder / "crops.npz", folder / "crops.npy"
+    if stamp.is_file() and stamp.read_text() == key:
+        found = np.load(table)
+        return Samples(
+            np.load(pixels, mmap_mode="r"),
+            found["valid"],
+            found["source"],
+            config.cache_expansion,
+            [str(line) for line in found["skipped"]],
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.unlink(missing_ok=True)
+        samples = _cut(files, config, pixels, tick or (lambda done, total: None))
+        np.savez(table, valid=samples.valid, source=samples.source, skipped=np.array(samples.skipped, str))
+        stamp.write_text(key)
+    except OSError as error:
+        raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
+    return samples
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The boxes of one image."""
+
+    file: BoxFile
+    source: int
+    image: int
+    rows: NDArray[np.int64]
+    first: int
+
+
+def _jobs(files: Sequence[BoxFile], config: TrainConfig, skipped: list[str]) -> tuple[list[_Job], int]:
+    jobs: list[_Job] = []
+    total = 0
+    for source, file in enumerate(files):
+        order = file.order()
+        sides = file.boxes[:, 2:] - file.boxes[:, :2]
+        with np.errstate(invalid="ignore"):
+            large = np.isfinite(file.boxes).all(1) & (sides.min(1, initial=np.inf) >= config.min_side)
+        good = large & ~file.crowd & (file.image_row >= 0)
+        if len(file) - int(good.sum()):
+            skipped.append(
+                f"{file.path.name}: {int(file.crowd.sum())} crowd regions, {int((~large & ~file.crowd).sum())} boxes "
+                f"unreadable or under {config.min_side:g} px, {int((file.image_row < 0).sum())} without image"
+            )
+        order = order[good[order]]
+        starts = np.flatnonzero(np.diff(file.image_row[order], prepend=-2))
+        for rows in np.split(order, starts[1:]) if len(order) else []:
+            jobs.append(_Job(file, source, int(file.image_row[rows[0]]), rows, total))
+            total += len(rows)
+    return jobs, total
+
+
+def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) -> Samples:
+    skipped: list[str] = []
+    jobs, total = _jobs(files, config, skipped)
+    if not total:
+        raise InputError(f"no usable box in {', '.join(str(file.path) for file in files)}: {'; '.join(skipped)}")
+    size = config.cache_size
+    if (need := total * size * size * 3 / 2**30) > config.cache_gb:
+        raise InputError(
+            f"the crops of {total} boxes need {need:.1f} GB, cache_gb is {config.cache_gb:g}; "
+            "raise it, lower cache_size, or give fewer boxes"
+        )
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size, 3))
+    valid, source = np.zeros((total, 4), np.float32), np.full(total, -1, np.int32)
+
+    def one(job: _Job) -> str | None:
+        table = job.file.images
+        name = table.file_names[job.image]
+        try:
+            known = int(table.widths[job.image]), int(table.heights[job.image])
+            image = read_image(find_image(name, job.file.image_folder), *(known if min(known) > 0 else (None, None)))
+        except ImageError as error:
+            return f"{name}: {error} ({len(job.rows)} boxes)"
+        height, width = image.shape[:2]
+        clipped = geometry.clip(job.file.boxes[job.rows], width, height)
+        usable = geometry.usable(clipped)
+        rects = geometry.expand(clipped, config.cache_expansion)
+        for offset in np.flatnonzero(usable):
+            row, rect = job.first + int(offset), rects[offset]
+            pixels[row] = cut_crop(image, rect, size, config.fill)
+            span = np.tile(rect[2:] - rect[:2], 2)
+            edges = np.array([0, 0, width, height]) - np.tile(rect[:2], 2)
+            valid[row], source[row] = np.clip(edges / span, 0, 1), job.source
+        lost = int((~usable).sum())
+        return f"{name}: {lost} boxes outside the image" if lost else None
+
+    with ThreadPoolExecutor() as pool:
+        for done, problem in enumerate(pool.map(one, jobs), 1):
+            if problem:
+                skipped.append(problem)
+            tick(done, len(jobs))
+    kept = np.flatnonzero(source >= 0)
+    if not len(kept):
+        raise InputError(f"no image of {', '.join(str(file.path) for file in files)} can be read: {skipped[-1]}")
+    if len(kept) < total:  # close the gaps; rows only move forward, so order is safe
+        for to, row in enumerate(kept):
+            pixels[to] = pixels[row]
+    pixels.flush()
+    return Samples(pixels[: len(kept)], valid[kept], source[kept], config.cache_expansion, skipped)

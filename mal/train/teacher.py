@@ -1,0 +1,21 @@
+"""The teacher: a moving average of the student. Source: mal.md §3."""
+
+import copy
+
+import torch
+
+from mal.network.student import Student
+
+
+def make_teacher(student: Student) -> Student:
+    """A copy of the student, heads and buffers included, that learns nothing by itself."""
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def follow(teacher: Student, student: Student, momentum: float) -> None:
+    """Move the teacher: parameters by 1 - momentum towards the student, buffers (BatchNorm's) copied."""
+    ours, theirs = list(teacher.parameters()), [parameter.detach() for parameter in student.parameters()]
+    torch._foreach_lerp_(ours, theirs, 1 - momentum)  # pyright: ignore[reportPrivateUsage]
+    for own, other in zip(teacher.buffers(), student.buffers(), strict=True):
+        own.copy_(other)

@@ -1,0 +1,127 @@
+"""What one training step sees of a crop: a window with a drifting box, for the student with other colours.
+
+Every random number of a view comes from (seed, round, number of the sample in the round): the same run gives the same
+views, interrupted or not, whatever the workers.
+"""
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from mal.config import TrainConfig
+from mal.crops import cut_crop, to_input
+from mal.train.labels import Labels
+from mal.train.samples import Samples
+
+
+class View(TypedDict):
+    """One sample, or a batch of B of them. Rectangles are x0, y0, x1, y1 in units of the window.
+
+    student, teacher: (3, S, S) float32 0..255, the same window in changed and in true colours.
+    box, valid: (4,) the box, and the image's part of the window.
+    target: (1, h, w) float32, share of object; known: (1, h, w) float32, 1 where target means something.
+    trust: () float32, weight of the label.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    box: Tensor
+    valid: Tensor
+    target: Tensor
+    known: Tensor
+    trust: Tensor
+
+
+class Views(Dataset[View]):
+    """Views by (row of the sample, number of the sample in the round)."""
+
+    def __init__(self, samples: Samples, labels: Labels, config: TrainConfig, round_: int) -> None:
+        self.samples, self.labels, self.config, self.round = samples, labels, config, round_
+
+    def __getitem__(self, key: tuple[int, int]) -> View:
+        row, number = key
+        config, samples = self.config, self.samples
+        rng = np.random.default_rng((config.seed, self.round, number))
+        side, size = samples.pixels.shape[1], config.size
+        window = _window(samples.box, config.drift, rng)
+        crop = cut_crop(samples.pixels[row], window * side, size, config.fill)
+        label = self.labels.maps[row]
+        planes = np.stack([label == 255, label != 128, np.zeros_like(label)], -1).astype(np.uint8) * 255
+        planes = cut_crop(planes, window * len(label), size // 4, "edge").astype(np.float32) / 255
+        box, valid = _within(samples.box, window), np.clip(_within(samples.valid[row], window), 0, 1)
+        if rng.random() < 0.5:
+            crop, planes, box, valid = crop[:, ::-1], planes[:, ::-1], _flip(box), _flip(valid)
+        known = planes[..., 1]
+        crops = to_input(np.stack([_recolour(crop, config.colour, rng), crop]))
+        return View(
+            student=torch.from_numpy(crops[0]),
+            teacher=torch.from_numpy(crops[1]),
+            box=torch.from_numpy(box),
+            valid=torch.from_numpy(valid),
+            target=torch.from_numpy(planes[..., 0] / np.maximum(known, 1e-3))[None],
+            known=torch.from_numpy((known > 0.6).astype(np.float32))[None],
+            trust=torch.tensor(self.labels.trust[row]),
+        )
+
+
+class Draw(Sampler[tuple[int, int]]):
+    """Which samples an epoch sees: drawn by weight, decided by (seed, round, epoch) alone.
+
+    Args:
+        weights: (N,) chances, of any sum.
+        count: samples an epoch.
+    """
+
+    def __init__(self, weights: NDArray[np.float64], count: int, seed: int, round_: int) -> None:
+        self.weights, self.count, self.seed, self.round, self.epoch = weights, count, seed, round_, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch, also after a resume."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng((self.seed, self.round, self.epoch, 1))
+        rows = rng.choice(len(self.weights), self.count, p=self.weights / self.weights.sum())
+        first = self.epoch * self.count
+        return ((int(row), first + offset) for offset, row in enumerate(rows))
+
+
+def _window(box: NDArray[np.float32], drift: tuple[float, float], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A window around the box, each side's margin drawn on its own, in units of half the box; within the crop."""
+    low, high = box[:2].astype(np.float64), box[2:].astype(np.float64)
+    half = (high - low) / 2
+    margins = rng.uniform(*drift, (2, 2)) * half
+    return np.clip(np.concatenate([low - margins[0], high + margins[1]]), 0, 1)
+
+
+def _within(rect: NDArray[np.float32], window: NDArray[np.float64]) -> NDArray[np.float32]:
+    return ((rect - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)).astype(np.float32)
+
+
+def _flip(rect: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.array([1 - rect[2], rect[1], 1 - rect[0], rect[3]], np.float32)
+
+
+def _recolour(crop: NDArray[np.uint8], amount: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Change brightness, contrast, saturation and tint; now and then grey or blurred (mal.md §1.5)."""
+    brightness, contrast, saturation = 1 + amount * rng.uniform(-1, 1, 3)
+    tint = 1 + amount / 6 * rng.standard_normal(3)
+    grey, blur = rng.random() < 0.1, rng.random() < 0.15
+    sigma = rng.uniform(0.5, 1.5)
+    values = crop.astype(np.float32)
+    mean = values.mean()
+    values = (values - mean) * contrast + mean
+    tone = values.mean(-1, keepdims=True)
+    values = (tone + (values - tone) * (0 if grey else saturation)) * (brightness * tint).astype(np.float32)
+    if blur:
+        values = cv2.GaussianBlur(values, (0, 0), sigma)
+    return np.clip(values, 0, 255).astype(np.uint8)
