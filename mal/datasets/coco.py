@@ -48,7 +48,7 @@ class LooseAnnotation(msgspec.Struct, gc=False):
 class Image(msgspec.Struct, gc=False):
     """An image as it should be."""
 
-    id: int
+    id: int | str
     file_name: str
     width: int
     height: int
@@ -293,11 +293,11 @@ def _fill(rows: tuple[NDArray[Any], ...], annotations: list[Annotation]) -> bool
     boxes, image, category, identity, crowd = rows
     count = len(annotations)
     try:
-        pack_into(f"{4 * count}d", boxes, 0, *chain.from_iterable([annotation.bbox for annotation in annotations]))
-        pack_into(f"{count}q", image, 0, *[annotation.image_id for annotation in annotations])
-        pack_into(f"{count}q", category, 0, *[annotation.category_id for annotation in annotations])
-        pack_into(f"{count}q", identity, 0, *[annotation.id for annotation in annotations])
-        pack_into(f"{count}?", crowd, 0, *[annotation.iscrowd for annotation in annotations])
+        pack_into(f"{4 * count}d", boxes.data, 0, *chain.from_iterable([annotation.bbox for annotation in annotations]))
+        pack_into(f"{count}q", image.data, 0, *[annotation.image_id for annotation in annotations])
+        pack_into(f"{count}q", category.data, 0, *[annotation.category_id for annotation in annotations])
+        pack_into(f"{count}q", identity.data, 0, *[annotation.id for annotation in annotations])
+        pack_into(f"{count}?", crowd.data, 0, *[annotation.iscrowd for annotation in annotations])
     except struct.error:
         return False
     boxes[:, 2:] += boxes[:, :2]

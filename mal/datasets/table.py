@@ -36,7 +36,7 @@ class Column:
         """`count` new rows to be filled in; `expected`: how many the column is likely to have in the end."""
         stop = self._length + count
         if stop > len(self._rows):
-            rows = np.empty((max(stop, expected), *self._rows.shape[1:]), self._rows.dtype)
+            rows = np.empty((max(stop, expected, len(self._rows) * 9 // 8), *self._rows.shape[1:]), self._rows.dtype)
             rows[: self._length] = self._rows[: self._length]
             self._rows = rows
         new = self._rows[self._length : stop]
@@ -63,7 +63,7 @@ class Codes:
             value = int(value)
         if type(value) is int and -LIMIT < value < LIMIT:
             return value
-        if type(value) is str or type(value) is int:
+        if type(value) is str or (type(value) is int and value != MISSING):
             return self.interned.setdefault(value, LIMIT + len(self.interned))
         return MISSING
 
