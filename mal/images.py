@@ -10,6 +10,7 @@ from the file's first bytes, never from its name. Only the first picture of a fi
     CMYK, YCbCr             converted without colour profile
     float and 32-bit grey   scaled by the first of 0..1 (float only), 0..255, 0..65535 that holds all values,
                             else by the image's own range; NaN is black
+    not read                GIF, JPEG 2000, AVIF, HEIC; JPEG of 12 bits, TIFF of several float channels
 
 All functions may be called from several threads; reading and decoding release the GIL.
 """
@@ -185,16 +186,16 @@ def _open_pillow(plugin: type[ImageFile.ImageFile], data: bytes) -> _Source:
             tag = image.tag_v2.get(_ORIENTATION, 1)
             orientation = next((value for value in range(1, 9) if value == tag), 1)
         else:
-            exif = _jpeg_exif(data) if isinstance(image, JpegImagePlugin.JpegImageFile) else image.info.get("exif", b"")
-            orientation = _orientation(exif)
+            exif = _jpeg_exif(data) if plugin is JpegImagePlugin.JpegImageFile else image.info.get("exif")
+            orientation = _orientation(exif) if isinstance(exif, bytes) else 1
     except Exception as error:
-        raise ImageError(f"damaged image: {_reason(error)}") from None
+        raise ImageError(f"damaged or unsupported image: {_reason(error)}") from None
 
     def decode() -> Pixels:
         try:
             return _to_rgb(image)
         except Exception as error:
-            raise ImageError(f"damaged image: {_reason(error)}") from None
+            raise ImageError(f"damaged or unsupported image: {_reason(error)}") from None
 
     if isinstance(image, TiffImagePlugin.TiffImageFile) and orientation != 1:
         # Pillow turns a TIFF upright by itself, in size and in pixels: turn it back.

@@ -3,9 +3,11 @@
 import struct
 import threading
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -117,6 +119,27 @@ FLOATS = {
 def test_float_tiff_is_scaled_not_clipped(tmp_path: Path, values: NDArray[np.float64], expected: list[int]) -> None:
     path = save(tmp_path / "a.tif", Image.fromarray(values.astype(np.float32)))
     assert read_image(path)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_keep_their_high_byte(tmp_path: Path, rng: np.random.Generator, suffix: str) -> None:
+    deep = rng.integers(0, 2**16, (HEIGHT, WIDTH, 3), np.uint16)
+    assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), deep[:, :, ::-1])
+    assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), deep >> 8)
+
+
+def test_the_other_byte_order(tmp_path: Path) -> None:
+    deep = GREY.astype(">u2") * 257
+    path = save(tmp_path / "a.tif", Image.frombytes("I;16B", (WIDTH, HEIGHT), deep.astype(">u2").tobytes()))
+    assert np.array_equal(read_image(path)[:, :, 0], GREY)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_the_first_picture_counts(tmp_path: Path, suffix: str) -> None:
+    options = {"lossless": True} if suffix == "webp" else {}
+    first, second = Image.fromarray(scene()), Image.new("RGB", (WIDTH, HEIGHT), "red")
+    path = save(tmp_path / f"a.{suffix}", first, save_all=True, append_images=[second], **options)
+    assert np.array_equal(read_image(path), scene())
 
 
 def test_integers_of_32_bits_are_scaled_by_their_range(tmp_path: Path) -> None:
@@ -245,8 +268,6 @@ def test_stray_bytes_between_the_markers_do_no_harm(tmp_path: Path) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    import zlib
-
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
