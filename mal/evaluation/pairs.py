@@ -1,5 +1,6 @@
 """Two COCO files -> one list of objects, matched by annotation id."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,17 @@ def read_coco(path: Path) -> dict[str, Any]:
         InputError: missing, no JSON, or without lists `images` and `annotations` of objects.
     """
     try:
-        document = orjson.loads(path.read_bytes())
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+        # Python's own json writes NaN and Infinity, which orjson refuses and `mal label` copies as they came.
+        try:
+            document = json.loads(text)
+        except ValueError:
+            raise InputError(f"{path} is not JSON: {error}") from None
     if isinstance(document, list):
         raise InputError(f"{path} is a list, as COCO results are; expected a COCO document with annotation ids")
     for key in ("images", "annotations"):

@@ -123,10 +123,11 @@ def test_true_crowds_are_left_out(tmp_path: Path) -> None:
     assert not found.unmatched
 
 
-def test_size_classes_include_their_upper_bound(tmp_path: Path) -> None:
-    truth = document(thing(1, (0, 0, 32, 32)), thing(2, (0, 0, 96, 96)), thing(3, (0, 0, 96, 97)))
+def test_size_classes_go_by_the_true_mask_and_include_their_upper_bound(tmp_path: Path) -> None:
+    large_box_small_mask = thing(4, (0, 0, 200, 200), segmentation=rectangle(0, 0, 10, 10))
+    truth = document(thing(1, (0, 0, 32, 32)), thing(2, (0, 0, 96, 96)), thing(3, (0, 0, 96, 97)), large_box_small_mask)
     found = judge(tmp_path, truth, truth)
-    assert [found.count_small, found.count_medium, found.count_large] == [1, 1, 1]
+    assert [found.count_small, found.count_medium, found.count_large] == [2, 1, 1]
 
 
 def test_json_has_the_promised_keys_in_order(tmp_path: Path) -> None:
