@@ -42,7 +42,7 @@ def cut_crop(image: Pixels, rect: NDArray[np.float64], size: int, fill: Fill) ->
         fill: what is read outside the image.
 
     Returns:
-        (S, S, 3) uint8 RGB.
+        (S, S, 3) uint8 RGB, read-only.
 
     Raises:
         ShapeError: no image, or a rectangle without an area, not finite or absurdly large.
@@ -68,9 +68,21 @@ def cut_crops(image: Pixels, rects: NDArray[np.float64], size: int, fill: Fill) 
     return crops
 
 
-def to_input(crops: Pixels) -> NDArray[np.float32]:
-    """(N, S, S, 3) uint8 crops as the network takes them: (N, 3, S, S) float32, RGB, 0..255."""
-    return np.ascontiguousarray(crops.transpose(0, 3, 1, 2), np.float32)
+def to_input(crops: Pixels, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Crops as the network takes them.
+
+    Args:
+        crops: (N, S, S, 3) uint8 RGB.
+        out: (N, 3, S, S) float32 to write into; fresh memory costs more than the conversion.
+
+    Returns:
+        (N, 3, S, S) float32 RGB, 0..255; `out` where given.
+    """
+    planes = crops.transpose(0, 3, 1, 2)
+    if out is None:
+        out = np.empty(planes.shape, np.float32)
+    np.copyto(out, planes)
+    return out
 
 
 def _check(image: Pixels) -> None:

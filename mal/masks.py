@@ -16,8 +16,9 @@ from mal.boxes import pixel_window
 from mal.errors import InputError, ShapeError
 from mal.images import MAX_PIXELS
 
-_BATCH = 2**18
-# Mask pixels encoded at once: enough to share NumPy's overhead, few enough for the cache.
+_DECIDED_AT_ONCE = 2**16
+_ENCODED_AT_ONCE = 2**18
+# Pixels in work at once: enough to share NumPy's overhead, few enough for the cache (float32 here, bool there).
 
 
 class BoxMask(NamedTuple):
@@ -51,7 +52,12 @@ def mask_from_logits(logits: NDArray[np.float32], box: NDArray[np.float64], expa
     # Rows first; then columns on the transposed map, so that every step runs along memory and the
     # result lies column-major.
     strips = np.ascontiguousarray(_lerp(logits, above, down).T)
-    return BoxMask(x0, y0, (_lerp(strips, left, across) > 0).T)
+    decided = np.empty((x1 - x0, y1 - y0), np.bool_)
+    step = max(1, _DECIDED_AT_ONCE // (y1 - y0))
+    for start in range(0, x1 - x0, step):
+        part = slice(start, start + step)
+        np.greater(_lerp(strips, left[part], across[part]), 0, out=decided[part])
+    return BoxMask(x0, y0, decided.T)
 
 
 def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], expansion: float) -> list[BoxMask]:
@@ -106,7 +112,7 @@ def encode(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> list[b
     first, pixels = 0, 0
     for row, mask in enumerate(masks):
         pixels += mask.pixels.size
-        if pixels >= _BATCH or row == len(masks) - 1:
+        if pixels >= _ENCODED_AT_ONCE or row == len(masks) - 1:
             counts += _compress(*_runs(masks[first : row + 1], sizes[first : row + 1]))
             first, pixels = row + 1, 0
     return counts

@@ -162,3 +162,6 @@ def test_the_networks_input_keeps_every_value(rng: np.random.Generator) -> None:
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
     assert np.array_equal(batch, crops.transpose(0, 3, 1, 2))
+    again = np.empty_like(batch)
+    assert to_input(crops, out=again) is again
+    assert np.array_equal(again, batch)

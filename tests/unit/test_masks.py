@@ -66,6 +66,21 @@ def test_masks_are_those_of_the_definition(rng: np.random.Generator) -> None:
     assert ties <= pixels * 1e-3
 
 
+def test_a_window_of_several_parts_is_decided_as_one(rng: np.random.Generator) -> None:
+    logits = smooth_logits(rng, 1)[0]
+    box = np.array([0.0, 0.0, 900.0, 700.0])
+    mask = mask_from_logits(logits, box, 0.3)
+    at = rng.integers(0, (700, 900), (2000, 2))
+    rows, columns = at.T
+    y = np.clip((rows + 0.5 + 105) / 910 * 48 - 0.5, 0, 47)
+    x = np.clip((columns + 0.5 + 135) / 1170 * 48 - 0.5, 0, 47)
+    i, j = y.astype(int), x.astype(int)
+    below, right, v, u = np.minimum(i + 1, 47), np.minimum(j + 1, 47), y - i, x - j
+    top = logits[i, j] * (1 - u) + logits[i, right] * u
+    values = top * (1 - v) + (logits[below, j] * (1 - u) + logits[below, right] * u) * v
+    assert not np.any((mask.pixels[rows, columns] != (values > 0)) & (np.abs(values) > TIE))
+
+
 def test_worked_by_hand() -> None:
     """Two cells over four pixels: centres fall at -0.25 (clamped to 0), 0.25, 0.75, 1.25 (clamped to 1)."""
     logits = np.array([[-1.0, 2.0]], np.float32)  # values at the centres: -1, -0.25, 1.25, 2
