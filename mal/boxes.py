@@ -3,6 +3,8 @@
 COCO's x, y, width, height exists in `mal.datasets` only.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +26,7 @@ def as_boxes(boxes: object) -> Boxes:
         array = np.asarray(boxes, np.float64)
     except (TypeError, ValueError) as error:
         raise ShapeError(f"boxes must be numbers of shape (N, 4) x0, y0, x1, y1: {error}") from None
-    if array.size == 0:
+    if array.shape == (0,):  # what an empty list becomes
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
         raise ShapeError(f"boxes must be (N, 4) x0, y0, x1, y1, got shape {array.shape}")
@@ -40,10 +42,11 @@ def from_xywh(xywh: NDArray[np.floating]) -> Boxes:
 def clip(boxes: Boxes, width: int, height: int) -> Boxes:
     """Clip (N, 4) boxes to an image of `width` x `height` pixels.
 
-    A box wholly outside comes out with no area: `usable` tells. NaN stays NaN.
+    A box wholly outside comes out with no area, one that is not finite as NaN: `usable` tells both.
     """
     limit = np.array([width, height, width, height], np.float64)
-    return np.clip(boxes, 0.0, limit)
+    finite = np.isfinite(boxes).all(axis=1, keepdims=True)
+    return np.where(finite, np.clip(boxes, 0.0, limit), np.nan)
 
 
 def usable(boxes: Boxes) -> NDArray[np.bool_]:
@@ -84,6 +87,8 @@ def pixel_window(box: NDArray[np.float64]) -> tuple[int, int, int, int]:
     # Pixel i has its centre at i + 0.5 and counts when x0 <= i + 0.5 < x1.
     x0, y0, x1, y1 = (int(edge) for edge in np.ceil(box - 0.5))
     if x1 <= x0 or y1 <= y0:
-        x, y = int((box[0] + box[2]) // 2), int((box[1] + box[3]) // 2)
+        # A sliver at the far edge has its centre on that edge, after rounding: the pixel before it holds the box.
+        x = min(int((box[0] + box[2]) // 2), math.ceil(box[2]) - 1)
+        y = min(int((box[1] + box[3]) // 2), math.ceil(box[3]) - 1)
         return x, y, x + 1, y + 1
     return x0, y0, x1, y1
