@@ -15,25 +15,28 @@ from mal.evaluation.agreement import tight_window
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
+Spot = tuple[int, int, int, int]  # x0, y0, x1, y1 in the picture's pixels
 
 SHORTEST, LONGEST = 1280, 1600
 """Longest side of a picture in pixels: small photographs are enlarged (at most 3 x), so that labels stay readable."""
 
-FILL = 0.42
-"""Opacity of a mask: the object stays recognisable under its colour."""
+FILL_SMALL, FILL_LARGE = 0.45, 0.22
+"""Opacity of a mask that covers nothing, or all, of the picture: a large one must not drown the photograph."""
 
 PALETTE: tuple[Colour, ...] = (
-    (255, 93, 93),
-    (0, 189, 224),
-    (255, 184, 0),
-    (134, 105, 255),
-    (40, 209, 124),
-    (255, 105, 205),
-    (62, 142, 255),
-    (190, 224, 48),
-    (255, 138, 56),
-    (32, 204, 178),
+    (0, 200, 235),  # cyan
+    (255, 190, 20),  # amber
+    (255, 100, 190),  # pink
+    (60, 220, 120),  # green
+    (85, 145, 255),  # blue
+    (255, 100, 90),  # coral
+    (175, 125, 255),  # violet
+    (195, 230, 60),  # lime
+    (255, 145, 60),  # orange
+    (40, 210, 185),  # teal
 )
+CONTRAST = 70.0
+"""Lab distance that is contrast enough: beyond it the palette's order decides."""
 GREY: Colour = (168, 172, 180)
 """Of a box without a mask."""
 
@@ -66,7 +69,7 @@ def draw(image: Pixels, objects: Sequence[Drawn]) -> tuple[Pixels, list[Colour]]
 
     Returns:
         The picture, (h, w, 3) uint8 RGB, longest side SHORTEST..LONGEST where the photograph allows it, and the
-        colour of each object: as unlike what it covers, and as rarely used on this picture, as the palette allows.
+        colour of each object: as unlike its surroundings, and as rarely used on this picture, as the palette allows.
     """
     longest = max(image.shape[:2])
     scale = min(3.0, SHORTEST / longest) if longest < SHORTEST else min(1.0, LONGEST / longest)
@@ -80,9 +83,10 @@ def draw(image: Pixels, objects: Sequence[Drawn]) -> tuple[Pixels, list[Colour]]
             _paint(picture, mask, colours[row])
     for row in order:
         _outline_box(picture, objects[row].box * scale, colours[row])
-    taken: list[tuple[int, int, int, int]] = []
+    boxes = [_whole(objects[row].box * scale) for row in range(len(objects))]
+    taken: list[Spot] = []
     for row in order:
-        _tag(picture, objects[row], scale, colours[row], taken)
+        _tag(picture, objects[row], boxes[row], colours[row], taken, [box for box in boxes if box != boxes[row]])
     return picture, colours
 
 
@@ -96,10 +100,14 @@ def choose_colours(image: Pixels, objects: Sequence[Drawn]) -> list[Colour]:
         if drawn.mask is None or window is None:
             colours.append(GREY)
             continue
-        covered = image[window][drawn.mask[window]]
-        mean = _lab(covered.mean(axis=0).astype(np.uint8)[None])
-        # Lab distances run to about 150, so a colour comes back only when all have been used as often.
-        best = int(np.argmax(np.linalg.norm(palette - mean, axis=1) - 1000 * uses))
+        part, mask = image[window], drawn.mask[window]
+        # The colour must stand out from the object and from what lies around it in its window.
+        grounds = [part[mask], part[~mask]] if not mask.all() else [part[mask]]
+        means = _lab(np.array([ground.mean(axis=0) for ground in grounds]).astype(np.uint8))
+        distances = np.linalg.norm(palette[:, None] - means[None], axis=2)
+        contrast = np.minimum(distances, CONTRAST).sum(axis=1)
+        # Contrast sums to 140 at most, so a colour comes back only when all have been used as often.
+        best = int(np.argmax(contrast - 1000 * uses))
         uses[best] += 1
         colours.append(PALETTE[best])
     return colours
@@ -123,8 +131,10 @@ def _paint(picture: Pixels, mask: NDArray[np.bool_], colour: Colour) -> None:
     if not part.size:
         return
     coverage = _smooth(mask[y0:y1, x0:x1], (right - left, bottom - top), scale)
-    contours = _contours(coverage, at_border=(y0 == 0, x0 == 0, y1 == mask.shape[0], x1 == mask.shape[1]))
-    fill = np.clip((coverage - 0.5) * 2 * max(1.0, scale) + 0.5, 0, 1) * FILL
+    contours = _contours(coverage, scale)
+    share = float(mask.mean())
+    opacity = FILL_LARGE + (FILL_SMALL - FILL_LARGE) * (1 - share) ** 3
+    fill = np.clip((coverage - 0.5) * 2 * max(1.0, scale) + 0.5, 0, 1) * np.float32(opacity)
     _blend(part, fill, colour)
     _blend(part, _strokes(part.shape[:2], contours, line + 2) * 0.35, (0, 0, 0))
     _blend(part, _strokes(part.shape[:2], contours, line), colour)
@@ -142,16 +152,17 @@ def _smooth(mask: NDArray[np.bool_], size: tuple[int, int], scale: float) -> NDA
     return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _contours(coverage: NDArray[np.float32], at_border: tuple[bool, bool, bool, bool]) -> list[NDArray[np.float64]]:
+def _contours(coverage: NDArray[np.float32], scale: float) -> list[NDArray[np.float64]]:
     """Outlines as (K, 2) x, y points in the part's pixels, smoothed along their way; holes included."""
     inside = (coverage > 0.5).astype(np.uint8)
     found, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    # The mean over about three image pixels along the closed line takes the pixels' stairs and leaves the shape.
+    reach = max(2, round(1.6 * scale))
     smoothed: list[NDArray[np.float64]] = []
     for contour in found:
         points = contour.reshape(-1, 2).astype(np.float64)
-        if len(points) >= 12:
-            # Mean of five neighbours along the closed line: takes the pixel stairs, leaves the corners.
-            points = np.mean([np.roll(points, shift, axis=0) for shift in range(-2, 3)], axis=0)
+        if len(points) >= 6 * reach:
+            points = np.mean([np.roll(points, shift, axis=0) for shift in range(-reach, reach + 1)], axis=0)
         smoothed.append(points)
     return smoothed
 
@@ -184,32 +195,41 @@ def _outline_box(picture: Pixels, box: NDArray[np.float64], colour: Colour) -> N
         _blend(part, np.full(part.shape[:2], 0.75, np.float32), colour)
 
 
-def _tag(picture: Pixels, drawn: Drawn, scale: float, colour: Colour, taken: list[tuple[int, int, int, int]]) -> None:
-    """Paste an object's name tag where no other tag is; none where there is no room: the page lists it all the same."""
+def _tag(picture: Pixels, drawn: Drawn, box: Spot, colour: Colour, taken: list[Spot], others: Sequence[Spot]) -> None:
+    """Paste an object's name tag beside its box and note the spot in `taken`.
+
+    Best where it hides neither a tag nor another small object, else where it hides no tag; where neither is
+    to be had there is no tag: the page lists the object all the same.
+    """
     height, width = picture.shape[:2]
     label = _label(drawn.name, drawn.score, colour, max(13, round(max(height, width) / 66)))
     tall, wide = label.pixels.shape[:2]
-    x0, y0, x1, y1 = (round(edge) for edge in (drawn.box * scale).tolist())
-    for x, y in (
-        (x0, y0 - tall),
-        (x0, y0),
-        (x1 - wide, y0 - tall),
-        (x0, y1),
-        (x1 - wide, y1 - tall),
-        (x0, y1 - tall),
-    ):
-        x, y = max(0, min(x, width - wide)), max(0, min(y, height - tall))
-        spot = (x, y, x + wide, y + tall)
-        if wide > width or tall > height or any(_overlap(spot, other) for other in taken):
-            continue
-        taken.append(spot)
-        part = picture[y : y + tall, x : x + wide]
-        mixed = part + (label.pixels.astype(np.float32) - part) * label.opacity
-        part[:] = np.round(mixed).astype(np.uint8)
+    if wide > width or tall > height:
         return
+    x0, y0, x1, y1 = box
+    corners = [(x0, y0 - tall), (x0, y0), (x1 - wide, y0 - tall), (x0, y1), (x1 - wide, y1 - tall), (x0, y1 - tall)]
+    spots: list[Spot] = []
+    for x, y in corners:
+        x, y = max(0, min(x, width - wide)), max(0, min(y, height - tall))
+        spots.append((x, y, x + wide, y + tall))
+    small = [other for other in others if (other[2] - other[0]) * (other[3] - other[1]) < 4 * wide * tall]
+    for hidden in ([*taken, *small], taken):
+        spot = next((spot for spot in spots if not any(_overlap(spot, other) for other in hidden)), None)
+        if spot is not None:
+            break
+    else:
+        return
+    taken.append(spot)
+    part = picture[spot[1] : spot[3], spot[0] : spot[2]]
+    part[:] = np.round(part + (label.pixels.astype(np.float32) - part) * label.opacity).astype(np.uint8)
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def _whole(box: NDArray[np.float64]) -> Spot:
+    x0, y0, x1, y1 = (round(edge) for edge in box.tolist())
+    return x0, y0, x1, y1
+
+
+def _overlap(a: Spot, b: Spot) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

@@ -80,6 +80,8 @@ def write_preview(masks: Path, images: Path | None, out_dir: Path, title: str | 
         scores = [score for card in cards for _, score, _ in card.objects if score is not None]
         if scores:
             figures.append((f"{float(np.median(scores)):.2f}", "median score"))
+        if bare := len(box_file.images) - len(drawable):
+            figures.append((f"{bare:,}", "images without objects, not drawn"))
         index = out_dir / "index.html"
         index.write_text(render(title or masks.name, figures, cards, problems), encoding="utf-8")
     except OSError as error:
