@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mal import boxes as geometry
 from mal.datasets.coco import AMBIGUOUS_IMAGE, NO_IMAGE, LooseAnnotation, Scan, Stretch, decode_loosely
 from mal.datasets.document import Document
-from mal.datasets.scan import WINDOW, hide_non_finite
+from mal.datasets.scan import WINDOW, repair
 from mal.datasets.splice import splice
 from mal.errors import BoxFileError
 
@@ -101,7 +101,7 @@ class BoxFile:
         Args:
             stream: binary file to write to.
             results: called once for each row in the file's order; gives key -> JSON text of the value,
-                None or nothing to leave the annotation as it came. Also for what is no object.
+                None or nothing to leave the annotation as it came. What is no JSON object stays as it is.
 
         Raises:
             BoxFileError: the document was changed since it was opened.
@@ -127,7 +127,8 @@ class BoxFile:
             yield text[at:start]
             at = start + length
             values = results(row)
-            yield splice(text[start:at], values) if values else text[start:at]
+            annotation = text[start:at]
+            yield splice(annotation, values) if values and annotation.startswith(b"{") else annotation
         yield text[at:]
 
     def _lengths(self, text: bytes) -> list[int]:
@@ -158,7 +159,7 @@ class BoxFile:
         except msgspec.DecodeError:
             pass
         try:
-            return decode(hide_non_finite(array))
+            return decode(repair(array))
         except msgspec.DecodeError:
             raise BoxFileError(f"{self._document.name} was changed while it was being read; run again") from None
 

@@ -93,10 +93,11 @@ class Scan:
     lvis: bool
 
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=msgspec.Struct)
 
 _annotations = msgspec.json.Decoder(list[Annotation])
 _images = msgspec.json.Decoder(list[Image])
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -282,7 +283,19 @@ def _one(raw: msgspec.Raw, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        members = _members.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return kind()
+    return kind(**{field: _value(members[field]) for field in kind.__struct_fields__ if field in members})
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # a number beyond float, or text that is no UTF-8
 
 
 def _fill(rows: tuple[NDArray[Any], ...], annotations: list[Annotation]) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import weakref
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -18,19 +19,20 @@ class Document:
     """Bytes of one JSON document.
 
     Args:
-        file: opened for reading, with a file descriptor; the document owns it from here.
+        file: an open file on disk; the document reads a descriptor of its own and closes it when nobody needs it.
         name: what messages call it.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.name = name
-        self._file = file
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
         self._stamp = self._state()
         self.size = self._stamp[0]
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop`, fewer at the document's end."""
-        return os.pread(self._file.fileno(), min(stop, self.size) - start, start) if start < self.size else b""
+        return os.pread(self._descriptor, min(stop, self.size) - start, start) if start < self.size else b""
 
     def sha256(self) -> str:
         """Hex digest of the whole document."""
@@ -45,7 +47,7 @@ class Document:
             raise BoxFileError(f"{self.name} was changed while it was being read; run again")
 
     def _state(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._descriptor)
         return status.st_size, status.st_mtime_ns
 
 
@@ -56,38 +58,28 @@ def open_document(path: Path) -> Document:
         BoxFileError: no such file, no permission, empty, or in an encoding other than UTF-8.
     """
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            document = Document(file, str(path))
+            if document.read(0, 2) == b"\x1f\x8b":
+                document = _unpack(file, document.name)
     except OSError as error:
-        raise BoxFileError(f"cannot read boxes {path}: {error.strerror}") from None
-    head = file.read(4)
-    if head[:2] == b"\x1f\x8b":
-        file = _unpack(file, path)
-        head = file.read(4)
+        raise BoxFileError(f"cannot read boxes {path}: {error.strerror or error}") from None
+    head = document.read(0, 4)
     if not head:
         raise BoxFileError(f"{path} is empty; expected a COCO JSON object with images and annotations")
     if head == b"\x28\xb5\x2f\xfd":
         raise BoxFileError(f"{path} is compressed with zstd; unpack it first: zstd -d {path.name}")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
         raise BoxFileError(f"{path} is not UTF-8 (it looks like UTF-16 or UTF-32); JSON files must be UTF-8")
-    return Document(file, str(path))
+    return document
 
 
-def document_from(text: bytes, name: str) -> Document:
-    """A document made here, for formats that are not JSON; lies in an unnamed temporary file."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115  the document owns it
-    file.write(text)
-    file.flush()
-    return Document(file, name)
-
-
-def _unpack(file: BinaryIO, path: Path) -> BinaryIO:
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  the document owns it
-    try:
-        file.seek(0)
-        with file, gzip.GzipFile(fileobj=file) as packed:
-            shutil.copyfileobj(packed, unpacked, _CHUNK)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BoxFileError(f"{path} is a damaged gzip file: {error}") from None
-    unpacked.flush()
-    unpacked.seek(0)
-    return unpacked
+def _unpack(file: BinaryIO, name: str) -> Document:
+    with tempfile.TemporaryFile() as unpacked:
+        try:
+            with gzip.GzipFile(fileobj=file) as packed:
+                shutil.copyfileobj(packed, unpacked, _CHUNK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise BoxFileError(f"{name} is a damaged gzip file: {error}") from None
+        unpacked.flush()
+        return Document(unpacked, name)

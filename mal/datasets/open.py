@@ -5,6 +5,8 @@ from pathlib import Path
 from mal.datasets.box_file import BoxFile
 from mal.datasets.coco import scan_document
 from mal.datasets.document import open_document
+from mal.datasets.voc import build_voc, find_xml
+from mal.datasets.yolo import build_yolo, find_yaml
 from mal.errors import BoxFileError
 
 
@@ -12,19 +14,41 @@ def open_boxes(path: Path, images: Path | None = None) -> BoxFile:
     """Read the boxes of a data set into columns.
 
     Args:
-        path: a COCO or LVIS JSON file (also .json.gz).
-        images: folder where file names start; default `images/` beside the file, else the file's folder.
+        path: COCO or LVIS: a JSON file (also .json.gz). YOLO: the data set's YAML, or a folder with it or with
+            `images/` and `labels/`. VOC: a folder with `Annotations/` and `JPEGImages/`, a folder of XML files or one.
+        images: folder where file names start; default `images/` beside the JSON, else the JSON's folder; the other
+            formats know their own.
 
     Raises:
-        BoxFileError: nothing there, an unknown format, broken or no COCO JSON; `images` is no folder.
+        BoxFileError: nothing there, an unknown format, a broken file; `images` is no folder.
     """
     if images is not None and not images.is_dir():
         raise BoxFileError(f"image folder {images} is not there; expected a folder")
     if not path.exists():
         raise BoxFileError(f"no boxes at {path}: no such file or folder")
-    document = open_document(path)
+    format = _format(path)
+    if format == "json":
+        document, folder = open_document(path), images or _folder_beside(path)
+    else:
+        document, folder = (build_yolo if format == "yolo" else build_voc)(path, images)
     scan = scan_document(document)
-    return BoxFile(path, "lvis" if scan.lvis else "coco", images or _folder_beside(path), document, scan)
+    if format == "json":
+        format = "lvis" if scan.lvis else "coco"
+    return BoxFile(path, format, folder, document, scan)
+
+
+def _format(path: Path) -> str:
+    if path.is_dir():
+        if not (path / "Annotations").is_dir() and ((path / "labels").is_dir() or find_yaml(path)):
+            return "yolo"
+        if find_xml(path):
+            return "voc"
+        files = ", ".join(sorted(file.name for file in path.glob("*.json"))[:3])
+        hint = f"; name one of its JSON files: {files}" if files else ""
+        raise BoxFileError(f"folder {path} has no YOLO labels/ or YAML and no VOC Annotations/{hint}")
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "yolo"
+    return "voc" if path.suffix.lower() == ".xml" else "json"
 
 
 def _folder_beside(path: Path) -> Path:

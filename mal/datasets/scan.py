@@ -23,6 +23,10 @@ _BETWEEN = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*(?=\{)")
 _TAIL = 1 << 14
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[][{},]', re.DOTALL)
 _NON_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|NaN|-?Infinity', re.DOTALL)
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
 _BYTE = re.compile(r"\(byte (\d+)\)$")
 
 _raw = msgspec.json.Decoder(msgspec.Raw)
@@ -55,10 +59,6 @@ class Malformed(Exception):  # noqa: N818  it is a finding; whoever catches it k
         self.at = int(found[1]) - self.trailing if found else None
         self.detail = text.partition("malformed: ")[2].partition(" (byte")[0] or "unexpected text"
         super().__init__(text)
-
-    def non_finite(self, text: bytes) -> bool:
-        """Did the decoder of `text` stumble over NaN, Infinity or -Infinity?"""
-        return self.at is not None and not self.trailing and _NON_FINITE.match(text, self.at) is not None
 
 
 class Reader:
@@ -184,10 +184,11 @@ class Reader:
             raise self._error(self._at, "brackets nested too deeply") from None
         except msgspec.DecodeError as error:
             problem = Malformed(error)
-            if not problem.non_finite(text):
+            repaired = text if problem.trailing else repair(text)
+            if repaired == text:
                 raise problem from None
         try:
-            return decode(hide_non_finite(text))
+            return decode(repaired)
         except RecursionError:
             raise self._error(self._at, "brackets nested too deeply") from None
         except msgspec.DecodeError as error:
@@ -218,22 +219,25 @@ class Reader:
         )
 
 
-def hide_non_finite(text: bytes) -> bytes:
-    """Replace NaN, Infinity and -Infinity (not JSON, but Python writes them) by empty lists of the same length.
+def repair(text: bytes) -> bytes:
+    """Replace what Python's json writes although it is no JSON by valid text of the same length, so that offsets stay.
 
-    `text` must start outside of a string. Offsets stay, and no field that we read may be a list of none.
+    NaN, Infinity and -Infinity become empty lists (no field that we read may be a list of none), halves of
+    surrogate pairs become U+FFFD. `text` must start outside of a string.
 
-    >>> hide_non_finite(b'[NaN, "NaN", -Infinity]')
-    b'[[ ], "NaN", [       ]]'
+    >>> repair(b'[NaN, "NaN", -Infinity, "\\\\udc80"]')
+    b'[[ ], "NaN", [       ], "\\\\ufffd"]'
     """
-    if b"NaN" not in text and b"Infinity" not in text:
-        return text
+    if b"NaN" in text or b"Infinity" in text:
+        text = _NON_FINITE.sub(_as_list, text)
+    if b"\\ud" in text or b"\\uD" in text:
+        text = _ESCAPE.sub(lambda match: b"\\ufffd" if match["half"] else match[0], text)
+    return text
 
-    def replace(match: re.Match[bytes]) -> bytes:
-        token = match[0]
-        return token if token.startswith(b'"') else b"[" + b" " * (len(token) - 2) + b"]"
 
-    return _NON_FINITE.sub(replace, text)
+def _as_list(match: re.Match[bytes]) -> bytes:
+    token = match[0]
+    return token if token.startswith(b'"') else b"[" + b" " * (len(token) - 2) + b"]"
 
 
 def _ends(text: bytes) -> Iterator[tuple[int, int]]:
