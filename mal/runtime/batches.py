@@ -33,10 +33,14 @@ class Batch:
     spans: list[Span] = field(default_factory=list[Span])
     crops: int = 0  # how many objects have one
 
-    def to_input(self) -> NDArray[np.float32]:
-        """(crops, 3, S, S) float32: what the session takes."""
-        parts = [span.piece.crops[span.crop_first : span.crop_last] for span in self.spans]
-        return to_input(np.concatenate(parts))
+    def to_input(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(crops, 3, S, S) float32, what the session takes: the first part of `buffer`, which has room for N crops."""
+        at = 0
+        for span in self.spans:
+            some = span.piece.crops[span.crop_first : span.crop_last]
+            to_input(some, out=buffer[at : at + len(some)])
+            at += len(some)
+        return buffer[:at]
 
     def boxes(self) -> NDArray[np.float64]:
         """(crops, 4) clipped boxes of the objects with a crop."""

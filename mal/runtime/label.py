@@ -23,15 +23,13 @@ from mal.runtime.interrupt import stop_requested
 from mal.runtime.journal import SKIPPED, Journal, Record, open_journal, write_whole, writing
 from mal.runtime.machine import cpu_count, peak_rss_mb
 from mal.runtime.objects import Piece
-from mal.runtime.pipeline import DEFAULT_BUDGET, Pipeline
+from mal.runtime.pipeline import DEFAULT_BUDGET, Pipeline, batch_size
 from mal.runtime.progress import Progress
 from mal.runtime.report import LabelReport
 from mal.runtime.results import Format, Results, must_have_mask, record_of
 from mal.runtime.session import Session, open_session
 from mal.runtime.stages import Stages
 from mal.runtime.versions import versions
-
-AUTO_BATCH = 16  # ONNX Runtime on CPUs gains nothing beyond (benchmarks: 8, 16 and 32 lie within 3 %)
 
 
 def label_dataset(
@@ -79,7 +77,8 @@ def label_dataset(
     """
     started = time.perf_counter()
     output = output or boxes.with_suffix(".masks.json")
-    _check(boxes, output, batch)
+    _check(boxes, output)
+    batch_size(batch)
     stages = Stages()
     with stages.time("scan"):
         box_file = open_boxes(boxes, images)
@@ -88,7 +87,8 @@ def label_dataset(
     workers = workers or cpu_count()
     folder = output.with_name(output.name + ".journal")
     with closing(open_session(model, device)) as session, closing(open_journal(folder)) as journal:
-        size = _batch_size(batch, None if fresh else journal.read_key())
+        unfinished = {} if fresh else journal.read_key() or {}
+        size = batch_size(batch, unfinished.get("batch"))
         settings = {"format": format, "allow_outside": allow_outside}
         journal.start(_run_key(box_file, session, size, settings), fresh)
         pipeline = Pipeline(
@@ -122,7 +122,7 @@ def label_dataset(
             seconds=round(seconds, 3),
             first_mask_seconds=None if first_mask is None else round(first_mask - started, 3),
             boxes_per_s=round(labelling.speed, 1),
-            stages={stage: round(spent, 3) for stage, spent in stages.seconds.items()},
+            stages=stages.table(),
             bound=stages.bound(),
             peak_rss_mb=round(peak_rss_mb(), 1),
             model=str(model),
@@ -212,23 +212,14 @@ def _refuse(boxes: BoxFile, row: int, reason: str) -> None:
     )
 
 
-def _check(boxes: Path, output: Path, batch: int | str) -> None:
+def _check(boxes: Path, output: Path) -> None:
     """Raise for what can be told before anything is read."""
-    if batch != "auto" and (not isinstance(batch, int) or batch < 1):
-        raise UsageError(f"batch {batch!r}: expected auto or a number of at least 1")
     if output.is_dir():
         raise OutputError(f"cannot write {output}: it is a folder; name a file with -o")
     if not output.parent.is_dir():
         raise OutputError(f"cannot write {output}: folder {output.parent} does not exist")
     if output.exists() and boxes.exists() and output.samefile(boxes):
         raise UsageError(f"the output {output} is the input itself; name another file with -o")
-
-
-def _batch_size(batch: int | str, key: dict[str, Any] | None) -> int:
-    """Crops a batch; "auto" stays what an unfinished run has decided."""
-    if isinstance(batch, int):
-        return batch
-    return int(key["batch"]) if key and "batch" in key else AUTO_BATCH
 
 
 def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, Any]) -> dict[str, Any]:

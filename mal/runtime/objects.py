@@ -4,6 +4,7 @@ A piece is a few consecutive objects of one image. Pieces bound the memory: an i
 boxes never has all its crops at once. The image itself is decoded once for all its pieces.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from mal.boxes import Boxes, clip, expand, usable
 from mal.config import ModelConstants
 from mal.crops import cut_crops
 from mal.errors import ImageError
+from mal.masks import BoxMask
 from mal.runtime.stages import Stages
 
 Image = NDArray[np.uint8]
@@ -36,6 +38,16 @@ class Flag(IntFlag):
     def words(self) -> list[str]:
         """Names as they stand in the output: ["clipped", "empty"]."""
         return [flag.name.lower().replace("_", "-") for flag in Flag if flag in self and flag.name]
+
+
+def judge(mask: BoxMask, score: float, flags: int) -> tuple[float, Flag]:
+    """Score to write and all flags of a mask."""
+    found = Flag(flags)
+    if not mask.pixels.any():
+        found |= Flag.EMPTY
+    if not math.isfinite(score):
+        return 0.0, found | Flag.NOT_FINITE
+    return score, found
 
 
 class SharedImage:

@@ -27,7 +27,7 @@ class LabelReport:
     seconds: float
     first_mask_seconds: float | None  # from the start of the call
     boxes_per_s: float  # objects of this process / seconds from the first image to the last mask
-    stages: dict[str, float]
+    stages: dict[str, dict[str, float]]  # seconds and cpu_seconds of each
     bound: str  # the stage that held everything up
     peak_rss_mb: float
     model: str

@@ -1,6 +1,5 @@
 """Results of the labelled objects: made from a batch, found again by annotation."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -13,7 +12,7 @@ from mal.masks import BoxMask, area, encode, masks_from_logits, polygons
 from mal.runtime.batches import Batch
 from mal.runtime.blocks import Block
 from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record
-from mal.runtime.objects import Flag
+from mal.runtime.objects import Flag, judge
 
 Format = Literal["rle", "polygon"]
 
@@ -37,14 +36,11 @@ def record_of(
     rows: list[tuple[int, int, float, int, int]] = []
     for span in batch.spans:
         for index in range(span.first, span.last):
-            reason, flags = span.piece.reasons[index], int(span.piece.flags[index])
+            reason = span.piece.reasons[index]
             if reason is None:
                 mask, score, text = next(segmentations)
-                pixels = area(mask)
-                flags |= Flag.EMPTY if not pixels else 0
-                if not np.isfinite(score):
-                    score, flags = 0.0, flags | Flag.NOT_FINITE
-                rows.append((LABELLED, flags, score, pixels, len(text)))
+                score, flags = judge(mask, score, int(span.piece.flags[index]))
+                rows.append((LABELLED, flags, score, area(mask), len(text)))
             else:
                 text = reason.encode()
                 rows.append((SKIPPED, 0, 0.0, 0, len(text)))
@@ -70,8 +66,8 @@ class Results:
     def __init__(self, journal: Journal, blocks: Sequence[Block], order: NDArray[np.int64], model_id: str) -> None:
         self._journal = journal
         self._model = orjson.dumps(model_id)
+        self._flags = [orjson.dumps(Flag(value).words) for value in range(2 * max(Flag))]
         self._order = order
-        self._blocks = blocks
         self._entries = np.zeros(len(order), ENTRY)
         self._offsets = np.zeros(len(order), np.int64)
         self._block = np.zeros(len(order), np.int32)
@@ -87,20 +83,20 @@ class Results:
 
     def __call__(self, row: int) -> Mapping[str, bytes] | None:
         """Keys to write on annotation `row`, as JSON text; None: it stays as it came."""
-        entry = self._entries[row]
-        if entry["kind"] != LABELLED:
+        kind, flags, score, area, length = self._entries[row].item()
+        if kind != LABELLED:
             return None
-        flags = orjson.dumps(Flag(int(entry["flags"])).words)
         return {
-            "segmentation": self._read(row),
-            "area": b"%d" % int(entry["area"]),
-            "mal": b'{"score": %.4f, "flags": %s, "model": %s}' % (float(entry["score"]), flags, self._model),
+            "segmentation": self._journal.read(self._block.item(row), self._offsets.item(row), length),
+            "area": b"%d" % area,
+            "mal": b'{"score": %.4f, "flags": %s, "model": %s}' % (score, self._flags[flags], self._model),
         }
 
     def skipped(self) -> Iterator[tuple[int, str]]:
         """Annotation row and reason of what has no mask, image by image."""
         for row in self._order[self._entries["kind"][self._order] == SKIPPED].tolist():
-            yield row, self._read(row).decode()
+            length = int(self._entries["length"][row])
+            yield row, self._journal.read(self._block.item(row), self._offsets.item(row), length).decode()
 
     def counts(self) -> dict[str, int]:
         """Labelled, empty and clipped objects."""
@@ -111,13 +107,6 @@ class Results:
             "empty": int((labelled & (flags & Flag.EMPTY > 0)).sum()),
             "clipped": int((labelled & (flags & Flag.CLIPPED > 0)).sum()),
         }
-
-    def reasons(self) -> Counter[str]:
-        """Skipped objects by reason."""
-        return Counter(reason for _, reason in self.skipped())
-
-    def _read(self, row: int) -> bytes:
-        return self._journal.read(int(self._block[row]), int(self._offsets[row]), int(self._entries["length"][row]))
 
 
 def must_have_mask(reason: str) -> bool:

@@ -34,7 +34,10 @@ class Session(Protocol):
     threads: int
 
     def run(self, crops: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, 3, S, S) float32 RGB 0..255 -> logits (B, h, w) float32, zero = boundary, and scores (B,) float32."""
+        """(B, 3, S, S) float32 RGB 0..255 -> logits (B, h, w) float32, zero = boundary, and scores (B,) float32.
+
+        The results share no memory with the crops, which the caller overwrites afterwards.
+        """
         ...
 
     def close(self) -> None:

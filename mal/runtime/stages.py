@@ -1,4 +1,8 @@
-"""Where the time goes: seconds a stage, summed over threads."""
+"""Where the time goes: seconds a stage, summed over threads.
+
+Two clocks: `seconds` on the wall, which include waiting for a disk or for a processor that others use, and
+`cpu_seconds` of the threads themselves, which do not. The session's own threads are in neither of its CPU times.
+"""
 
 import threading
 import time
@@ -15,18 +19,27 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.cpu_seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self._lock = threading.Lock()
 
     @contextmanager
     def time(self, stage: str) -> Generator[None]:
-        """Add the wall-clock seconds of the block to `stage`."""
-        start = time.perf_counter()
+        """Add the seconds of the block to `stage`."""
+        start, cpu_start = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            spent = time.perf_counter() - start
+            spent, cpu_spent = time.perf_counter() - start, time.thread_time() - cpu_start
             with self._lock:
                 self.seconds[stage] += spent
+                self.cpu_seconds[stage] += cpu_spent
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Both clocks of each stage, to the millisecond: {"read": {"seconds": 1.2, "cpu_seconds": 0.9}, ...}."""
+        return {
+            stage: {"seconds": round(self.seconds[stage], 3), "cpu_seconds": round(self.cpu_seconds[stage], 3)}
+            for stage in STAGES
+        }
 
     def bound(self) -> str:
         """What holds everything else up: the session, or the largest host stage if the session waited more."""

@@ -1,0 +1,151 @@
+"""`mal doctor`: what is installed, what works, and the line that installs what is missing."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mal.errors import MalError, MissingPackageError
+from mal.runtime.machine import cpu_count, gpu_count
+from mal.runtime.session import open_session, resolve_model
+from mal.runtime.versions import installed, versions
+
+PACKAGE = "mask-auto-labeler"
+_SIGN = {"ok": "ok", "missing": "--", "broken": "!!"}
+
+
+@dataclass
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    state: Literal["ok", "missing", "broken"]
+    detail: str
+    fix: str = ""  # what to do if it is missing and wanted
+
+
+@dataclass
+class Diagnosis:
+    """All checks, in the order in which they are shown."""
+
+    checks: list[Check]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for json.dumps."""
+        return {"ready": self.ready, "checks": [asdict(check) for check in self.checks]}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the shipped student can label here."""
+        return any(check.name == "shipped student" and check.state == "ok" for check in self.checks)
+
+    def text(self) -> str:
+        """What the command prints."""
+        width = max(len(check.name) for check in self.checks)
+        lines = [
+            f"{_SIGN[check.state]}  {check.name:{width}}  {check.detail}" + (f"  → {check.fix}" if check.fix else "")
+            for check in self.checks
+        ]
+        return "\n".join([*lines, "", "ready to label" if self.ready else "not ready to label: see !! above"])
+
+
+def diagnose() -> Diagnosis:
+    """Look at everything; imports only what the session check really opens. Never raises."""
+    found = [_mal(), _onnxruntime(), _shipped_student()]
+    found += [
+        _package("torch", "train", "checkpoints (.safetensors), training"),
+        _package("onnx", "export", "export to ONNX"),
+        _package("faster-coco-eval", "eval", "mask AP in `mal eval`"),
+    ]
+    found += [_gpu(), *_tensorrt(), _tool("C++ compiler", _compiler), _tool("nvcc", lambda: shutil.which("nvcc"))]
+    return Diagnosis(found)
+
+
+def install_line(extra: str) -> str:
+    """What installs an extra of this package."""
+    return f'pip install "{PACKAGE}[{extra}]"'
+
+
+def _mal() -> Check:
+    found = versions()
+    detail = f"{found.pop('mal')}, " + ", ".join(f"{name} {version}" for name, version in found.items())
+    return Check("mal", "ok", f"{detail}, {cpu_count()} processors")
+
+
+def _onnxruntime() -> Check:
+    cpu, gpu = installed("onnxruntime"), installed("onnxruntime-gpu")
+    if cpu and gpu:
+        return Check(
+            "ONNX Runtime", "broken", f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files",
+            f"pip uninstall onnxruntime onnxruntime-gpu, then {install_line('gpu')}",
+        )  # fmt: skip
+    if not cpu and not gpu:
+        return Check("ONNX Runtime", "broken", "not installed: nothing to run .onnx models with", install_line("cpu"))
+    try:
+        import onnxruntime
+
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    except Exception as error:
+        return Check("ONNX Runtime", "broken", f"does not import: {error}", f"{install_line('cpu')} again")
+    return Check("ONNX Runtime", "ok", f"{cpu or gpu}; providers {providers}")
+
+
+def _shipped_student() -> Check:
+    name = "shipped student"
+    try:
+        with closing(open_session("student")) as session:
+            size = session.constants.size
+            session.run(np.zeros((1, 3, size, size), np.float32))
+            path = resolve_model("student")
+            detail = f"{path.name} {session.model_id}, {path.stat().st_size / 1e6:.1f} MB, crops {size} x {size}"
+            return Check(name, "ok", f"{detail}, runs on {session.device}")
+    except MissingPackageError:
+        return Check(name, "broken", "cannot run without ONNX Runtime", install_line("cpu"))
+    except MalError as error:
+        return Check(name, "broken", str(error))
+    except Exception as error:  # whatever a runtime raises: the doctor reports it
+        return Check(name, "broken", f"does not run: {type(error).__name__}: {error}")
+
+
+def _package(package: str, extra: str, purpose: str) -> Check:
+    found = installed(package)
+    if found:
+        return Check(package, "ok", f"{found}: {purpose}")
+    return Check(package, "missing", f"not installed: {purpose}", install_line(extra))
+
+
+def _gpu() -> Check:
+    count = gpu_count()
+    if not count:
+        return Check("GPU", "missing", "no CUDA driver sees one; labelling runs on the CPU")
+    listed = shutil.which("nvidia-smi")
+    names = ""
+    if listed:
+        query = [listed, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        try:
+            output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False).stdout
+            names = ": " + "; ".join(output.split("\n")).strip("; ")
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    return Check("GPU", "ok", f"{count}{names}", "" if installed("onnxruntime-gpu") else install_line("gpu"))
+
+
+def _tensorrt() -> list[Check]:
+    variants = {name: installed(name) for name in ("tensorrt", "tensorrt-rtx")}
+    found = [Check(name, "ok", version) for name, version in variants.items() if version]
+    return found or [Check("TensorRT", "missing", "not installed; engines (.plan) come with a later version")]
+
+
+def _tool(name: str, find: Callable[[], str | None]) -> Check:
+    path = find()
+    return Check(name, "ok", path) if path else Check(name, "missing", "not found: only `mal plugins build` needs it")
+
+
+def _compiler() -> str | None:
+    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((path for word in candidates if word and (path := shutil.which(word))), None)

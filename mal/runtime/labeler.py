@@ -1,0 +1,201 @@
+"""`mal.MaskLabeler`: masks for boxes in Python, on arrays. The same pipeline as `mal label`."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mal.boxes import as_boxes, usable
+from mal.config import ModelConstants
+from mal.errors import ShapeError
+from mal.masks import BoxMask, masks_from_logits
+from mal.runtime.batches import Batch
+from mal.runtime.machine import cpu_count
+from mal.runtime.objects import PIECE, Image, Piece, SharedImage, judge
+from mal.runtime.pipeline import Pipeline, batch_size
+from mal.runtime.session import open_session
+from mal.runtime.stages import Stages
+
+NO_AREA = "box has no area"
+
+
+class LabelResult(NamedTuple):
+    """Masks of one image's boxes, in their order."""
+
+    masks: NDArray[np.bool_]
+    """(N, H, W) bool."""
+    scores: NDArray[np.float32]
+    """(N,) float32, 0..1: how good each mask is likely to be; 0 where there is none."""
+    flags: list[list[str]]
+    """N lists of words: "clipped", "empty", "not-finite"; or why a box has no mask."""
+
+
+class MaskLabeler:
+    """A loaded model: image and boxes in, masks out.
+
+    Args:
+        model: model file or name of a shipped student.
+        device: "cpu", "cuda:0"; None: the first GPU that the model's backend can use, else the CPU.
+        batch: crops a call of the session, or "auto".
+        workers: host threads; None: one for each processor.
+
+    Raises: as `mal.runtime.session.open_session`.
+
+        labeler = MaskLabeler("student")
+        masks, scores = labeler(image, boxes)
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "student",
+        device: str | None = None,
+        *,
+        batch: int | str = "auto",
+        workers: int | None = None,
+    ) -> None:
+        self._session = open_session(model, device)
+        self._pipeline = Pipeline(
+            self._session, batch=batch_size(batch), workers=workers or cpu_count(), stages=Stages()
+        )
+
+    @property
+    def constants(self) -> ModelConstants:
+        """What the model was made with."""
+        return self._session.constants
+
+    @property
+    def model_id(self) -> str:
+        """First 12 hex digits of the model file's SHA-256."""
+        return self._session.model_id
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu", "cuda:0"."""
+        return self._session.device
+
+    @property
+    def backend(self) -> str:
+        """What runs it: "onnxruntime 1.31.1"."""
+        return self._session.backend
+
+    def __call__(self, image: Image, boxes: object) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Label the boxes of one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            boxes: (N, 4) x0, y0, x1, y1 in image pixels. They are clipped to the image; a box wholly outside
+                or without area gets an empty mask and score 0.
+
+        Returns:
+            masks (N, H, W) bool and scores (N,) float32.
+
+        Raises:
+            ShapeError: another shape or dtype, NaN or infinity.
+        """
+        result = next(self.stream([(image, boxes)]))
+        return result.masks, result.scores
+
+    def stream(self, pairs: Iterable[tuple[Image, object]]) -> Iterator[LabelResult]:
+        """Label many images; their crops share batches.
+
+        Args:
+            pairs: image and boxes, as for a call; taken lazily, a few batches ahead of what comes out.
+
+        Yields:
+            One result a pair, in order.
+        """
+        waiting: deque[_Pending] = deque()
+        for found in self._pipeline.run(self._pieces(pairs, waiting), self._finish):
+            for outcome in found:
+                waiting[outcome.image - waiting[0].image].found.append(outcome)
+            while waiting and waiting[0].complete:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def close(self) -> None:
+        """Give memory and device back."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pieces(self, pairs: Iterable[tuple[Image, object]], waiting: "deque[_Pending]") -> Iterator[Piece]:
+        crop_bytes = 3 * self.constants.size**2
+        for number, (image, boxes) in enumerate(pairs):
+            image, array = _check(image, boxes)
+            waiting.append(_Pending(number, image.shape[:2], len(array)))
+            shared = SharedImage(lambda image=image: image)
+            reasons: list[str | None] = [None if good else NO_AREA for good in usable(array)]
+            for start in range(0, len(array), PIECE):
+                some = array[start : start + PIECE]
+                yield Piece((number, start), shared, some, reasons[start : start + PIECE], len(some) * crop_bytes)
+
+    def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> "list[_Outcome]":
+        masks = masks_from_logits(logits, batch.boxes(), self.constants.expansion) if batch.crops else []
+        made = zip(masks, scores.tolist(), strict=True)
+        found: list[_Outcome] = []
+        for span in batch.spans:
+            image, _ = span.piece.origin
+            for index in range(span.first, span.last):
+                reason = span.piece.reasons[index]
+                if reason is None:
+                    mask, score = next(made)
+                    score, flags = judge(mask, score, int(span.piece.flags[index]))
+                    found.append(_Outcome(image, mask, score, flags.words))
+                else:
+                    found.append(_Outcome(image, None, 0.0, [reason]))
+        return found
+
+
+class _Outcome(NamedTuple):
+    """Result of one object."""
+
+    image: int  # number of the pair
+    mask: BoxMask | None
+    score: float
+    flags: list[str]
+
+
+@dataclass
+class _Pending:
+    """An image whose results are not complete; they come in the order of its boxes."""
+
+    image: int
+    size: tuple[int, ...]
+    count: int
+    found: list[_Outcome] = field(default_factory=list[_Outcome])
+
+    @property
+    def complete(self) -> bool:
+        return len(self.found) == self.count
+
+    def result(self) -> LabelResult:
+        masks = np.zeros((self.count, *self.size), bool)
+        for index, outcome in enumerate(self.found):
+            if mask := outcome.mask:
+                height, width = mask.pixels.shape
+                masks[index, mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] = mask.pixels
+        scores = np.array([outcome.score for outcome in self.found], np.float32)
+        return LabelResult(masks, scores, [outcome.flags for outcome in self.found])
+
+
+def _check(image: object, boxes: object) -> tuple[Image, NDArray[np.float64]]:
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ShapeError(f"image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
+    array = as_boxes(boxes)
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ShapeError(f"box {bad[0]} is not finite: {array[bad[0]].tolist()}; expected x0, y0, x1, y1 in pixels")
+    return pixels, array
