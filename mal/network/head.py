@@ -49,7 +49,7 @@ class Head(nn.Module):
     def __init__(self, channels: list[int], strides: list[int], size: int, width: int, expansion: float) -> None:
         super().__init__()
         self.strides, self.size = strides, size
-        self.coarse = 16 if max(strides) >= 16 else max(strides)
+        self.coarse = min(16, max(strides))
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.place = nn.Conv2d(6, width, 1)
         self.mix = nn.ModuleDict({str(s): _block(width) for s in (16, 8, 4) if s <= self.coarse})
@@ -68,33 +68,25 @@ class Head(nn.Module):
             features: the backbone's maps.
             box: (B, 4) in units of the crop where training lets the box drift; None: the central box.
         """
-        maps = self.maps if box is None else box_maps(box, self.size // self.coarse)
-        maps = maps.to(features[-1].dtype)
+        cells = self.size // self.coarse
+        maps = (self.maps if box is None else box_maps(box, cells)).to(features[-1].dtype)
+        top = self._add(self.place(maps), features, range(self.coarse, 33))
+        top = self.mix[str(self.coarse)](top)
         inside = maps[:, 5:6]
-        top: Tensor | None = None
-        pooled = features[-1].mean((2, 3))
-        for stride in (32, 16, 8, 4):
-            cells = self.size // stride
-            parts = [
-                _resize(lateral(feature), cells)
-                for lateral, feature, own in zip(self.lateral, features, self.strides, strict=True)
-                if own == stride
-            ]
-            if top is not None:
-                parts.append(_resize(top, cells))
-            if stride == self.coarse:
-                parts.append(self.place(maps))
-            if not parts:
-                continue
-            top = sum(parts[1:], parts[0])
-            if str(stride) in self.mix:
+        of_box = (top * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+        key = 1 + self.key(torch.cat([features[-1].mean((2, 3)), of_box], 1))
+        for stride in (8, 4):
+            if stride < self.coarse:
+                top = self._add(_resize(top, self.size // stride), features, range(stride, stride + 1))
                 top = self.mix[str(stride)](top)
-            if stride == self.coarse:
-                of_box = (top * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
-                pooled = torch.cat([pooled, of_box], 1)
-        assert top is not None  # every backbone has at least one map
-        key = 1 + self.key(pooled)
         return (self.value(top) * key[:, :, None, None]).sum(1, keepdim=True) + self.bias
+
+    def _add(self, top: Tensor, features: list[Tensor], strides: range) -> Tensor:
+        """Add the maps of these strides, at the resolution of `top`."""
+        for lateral, feature, stride in zip(self.lateral, features, self.strides, strict=True):
+            if stride in strides:
+                top = top + _resize(lateral(feature), top.shape[-1])
+        return top
 
 
 def _block(width: int) -> nn.Sequential:

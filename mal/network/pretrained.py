@@ -84,9 +84,8 @@ def load_package(name: str, model: nn.Module, file: Path | None = None) -> Repor
 
     package = PACKAGES[name]
     state = _read(_checked_bytes(package, file), package.member)
-    whole = timm.create_model(
-        package.timm_name, pretrained=False, **({} if package.classifier else {"num_classes": 0})
-    ).state_dict()
+    extra: dict[str, Any] = {} if package.classifier else {"num_classes": 0}
+    whole = timm.create_model(package.timm_name, pretrained=False, **extra).state_dict()
     # Both sides list their tensors in the order of construction; names differ, shapes must not.
     if len(whole) != len(state):
         raise ModelFileError(f"{package.member}: {len(state)} tensors, {package.timm_name} has {len(whole)}")

@@ -80,7 +80,7 @@ def label_crop(
     grid = config.grid
     image = cut_crop(crop, np.array([0.0, 0.0, crop.shape[1], crop.shape[0]]), grid, "edge")
     place = _Place.of(box * grid, valid * grid, grid)
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.uint8)
     masks = [
         drop_specks(mask, config.speck)
         for recipe in config.recipes
@@ -134,7 +134,7 @@ def grab_cut(image: NDArray[np.uint8], place: "_Place", recipe: Recipe) -> Mask 
         cv2.grabCut(
             np.ascontiguousarray(image[window]),
             cut,
-            None,
+            (0, 0, 0, 0),  # not looked at: the seeds are a mask
             np.zeros((1, 65)),
             np.zeros((1, 65)),
             recipe.iterations,
@@ -235,12 +235,8 @@ def to_label_grid(probability: NDArray[np.float32], samples: Samples, config: Tr
     corner = (grid - share * cells) / 2
     # OpenCV counts from pixel centres: label = share * (cell + 0.5) + corner - 0.5
     move = np.array([[share, 0, corner + share / 2 - 0.5], [0, share, corner + share / 2 - 0.5]])
-    return np.stack(
-        [
-            cv2.warpAffine(np.round(each * 255).astype(np.uint8), move, (grid, grid), flags=cv2.INTER_LINEAR)
-            for each in probability
-        ]
-    )
+    wide = [cv2.warpAffine(each, move, (grid, grid), flags=cv2.INTER_LINEAR) for each in probability]
+    return np.round(np.stack(wide) * 255).astype(np.uint8)
 
 
 def _in_threads(work: Callable[[int], None], count: int, tick: Tick | None) -> None:

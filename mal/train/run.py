@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +100,7 @@ def train(
     folders = [images] if isinstance(images, Path) else list(images or [])
     student_file = out / "student.safetensors"
     if resume:
-        config, files, folders, start = _remembered(out, config, files)
+        config, files, folders = _remembered(out, config, files)
         if student_file.is_file():
             raise UsageError(f"{out} is complete: {student_file} exists")
     elif (out / "config.yaml").exists():
@@ -377,9 +377,7 @@ def _remember(out: Path, config: TrainConfig, files: list[BoxFile], folders: lis
         raise OutputError(f"cannot write into {out}: {error.strerror}") from None
 
 
-def _remembered(
-    out: Path, config: TrainConfig, files: list[Path]
-) -> tuple[TrainConfig, list[Path], list[Path], str | Path]:
+def _remembered(out: Path, config: TrainConfig, files: list[Path]) -> tuple[TrainConfig, list[Path], list[Path]]:
     """Settings and inputs of an interrupted run, checked against what is asked for now."""
     if not (out / "config.yaml").is_file() or not (out / "inputs.json").is_file():
         raise UsageError(f"nothing to resume in {out}: it has no config.yaml and inputs.json of a run")
@@ -394,11 +392,11 @@ def _remembered(
     for file, digest in zip(known, story["sha256"], strict=True):
         if open_boxes(file).sha256 != digest:
             raise UsageError(f"{file} has changed since the run in {out} began; start a new run")
-    return stored, known, [Path(name) for name in story["images"]], story["start"]
+    return stored, known, [Path(name) for name in story["images"]]
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Tick]:
+def _bar(title: str) -> Generator[Tick]:
     """A progress bar on a terminal, nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -415,7 +413,7 @@ def _bar(title: str) -> Iterator[Tick]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Lightning's advice that does not apply here is not the user's business."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level

@@ -15,7 +15,7 @@ def make_teacher(student: Student) -> Student:
 @torch.no_grad()
 def follow(teacher: Student, student: Student, momentum: float) -> None:
     """Move the teacher: parameters by 1 - momentum towards the student, buffers (BatchNorm's) copied."""
-    ours, theirs = list(teacher.parameters()), [parameter.detach() for parameter in student.parameters()]
-    torch._foreach_lerp_(ours, theirs, 1 - momentum)  # pyright: ignore[reportPrivateUsage]
+    for own, other in zip(teacher.parameters(), student.parameters(), strict=True):
+        own.lerp_(other, 1 - momentum)
     for own, other in zip(teacher.buffers(), student.buffers(), strict=True):
         own.copy_(other)
