@@ -121,7 +121,7 @@ def scan_document(document: Document) -> Scan:
             if key in seen:
                 raise BoxFileError(f"{document.name} has two lists called {key!r}; expected one")
             seen.add(key)
-            if reader.value_starts() != "[":
+            if reader.value_starts() not in "[":  # at the end of the file the reader itself complains
                 raise BoxFileError(f"{document.name}: {key!r} is not a list; expected COCO's list of objects")
             if key == "annotations":
                 annotations.read(reader, document.size)
