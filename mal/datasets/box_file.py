@@ -1,7 +1,7 @@
 """BoxFile: the boxes of a data set as columns, and the way back into its file."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,24 +119,30 @@ class BoxFile:
         for at in range(start, stop, WINDOW):
             stream.write(self._document.read(at, min(at + WINDOW, stop)))
 
-    def _spliced(self, stretch: Stretch, results: Callable[[int], Mapping[str, bytes] | None]) -> Iterator[bytes]:
+    def _spliced(self, stretch: Stretch, results: Callable[[int], Mapping[str, bytes] | None]) -> list[bytes]:
         text = self._document.read(stretch.start, stretch.stop)
-        at = 0
+        pieces: list[bytes] = []
+        at, gap = 0, b""
         for row, length in enumerate(self._lengths(text), stretch.first):
-            start = _start(text, at)
-            yield text[at:start]
+            # Between elements there is mostly the same text again.
+            if not text.startswith(gap + b"{", at):
+                gap = _gap(text, at)
+            start = at + len(gap)
             at = start + length
-            values = results(row)
             annotation = text[start:at]
-            yield splice(annotation, values) if values and annotation.startswith(b"{") else annotation
-        yield text[at:]
+            values = results(row)
+            if values and annotation.startswith(b"{"):
+                annotation = splice(annotation, values)
+            pieces += (gap, annotation)
+        pieces.append(text[at:])
+        return pieces
 
     def _lengths(self, text: bytes) -> list[int]:
         try:
             raws = _raw_list.decode(b"[" + text + b"]")
         except msgspec.DecodeError:
             raws = self._decoded(text, _raw_list.decode)
-        return [memoryview(raw).nbytes for raw in raws]
+        return [len(memoryview(raw)) for raw in raws]
 
     def _reread(self, rows: Sequence[int] | NDArray[np.integer], field: str) -> list[Any]:
         wanted = np.asarray(rows, np.int64)
@@ -164,7 +170,7 @@ class BoxFile:
             raise BoxFileError(f"{self._document.name} was changed while it was being read; run again") from None
 
 
-def _start(text: bytes, at: int) -> int:
-    """Where the next element starts: behind white space and the comma."""
+def _gap(text: bytes, at: int) -> bytes:
+    """White space and the comma before the element that comes next."""
     match = _GAP.match(text, at)
-    return match.end() if match else at
+    return match[0] if match else b""

@@ -313,7 +313,8 @@ def _fill(rows: tuple[NDArray[Any], ...], annotations: list[Annotation]) -> bool
         pack_into(f"{count}?", crowd.data, 0, *[annotation.iscrowd for annotation in annotations])
     except struct.error:
         return False
-    boxes[:, 2:] += boxes[:, :2]
+    with np.errstate(over="ignore"):  # 1e308 + 1e308: infinite, found by whoever asks for a usable box
+        boxes[:, 2:] += boxes[:, :2]
     return bool(max(image.max(), category.max()) < LIMIT and image.min() > -LIMIT)
 
 

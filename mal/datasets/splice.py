@@ -1,6 +1,7 @@
 """Put keys into one annotation's JSON text without touching the rest of it."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -9,6 +10,10 @@ from mal.datasets.scan import repair
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ASCII = bytes(range(128)) + b"?" * 128
+_SPACE = b" \t\r\n"
+
+Edit = tuple[int, int, bytes]
+"""Replace the bytes from start to stop by others."""
 
 
 def splice(annotation: bytes, values: Mapping[str, bytes]) -> bytes:
@@ -22,31 +27,72 @@ def splice(annotation: bytes, values: Mapping[str, bytes]) -> bytes:
     >>> splice(b'{"id": 7, "area" : 1.50}', {"area": b"3", "mal": b"{}"})
     b'{"id": 7, "area" : 3, "mal": {}}'
     """
-    # A backslash may spell a key in another way ("\u0061rea"), so such text is parsed too.
-    if b"\\" in annotation or any(b'"%b"' % key.encode() in annotation for key in values):
-        annotation, values = _replace(annotation, values)
-    if not values:
-        return annotation
-    body = annotation[:-1].rstrip()
-    added = b", ".join([b'"%b": %b' % (key.encode(), value) for key, value in values.items()])
-    return b"".join((body, b"" if body == b"{" else b", ", added, b"}"))
+    edits = _edits_by_text(annotation, values)
+    if edits is None:
+        edits = _edits_by_address(annotation, values)
+    pieces, done = list[bytes](), 0
+    for start, stop, value in sorted(edits.values()):
+        pieces += (annotation[done:start], value)
+        done = stop
+    rest = annotation[done:-1].rstrip()
+    pieces.append(rest)
+    separator = b"" if rest == b"{" and not done else b", "
+    for key, value in values.items():
+        if key not in edits:
+            pieces += (separator, _quoted(key), b": ", value)
+            separator = b", "
+    pieces.append(b"}")
+    return b"".join(pieces)
 
 
-def _replace(annotation: bytes, values: Mapping[str, bytes]) -> tuple[bytes, dict[str, bytes]]:
-    """Replace the values of keys that are there; returns the new text and what is left to be added."""
+def _edits_by_text(annotation: bytes, values: Mapping[str, bytes]) -> dict[str, Edit] | None:
+    """Edits of the keys that are there, found as text; None where that is not safe.
+
+    It is safe if the key stands in the text once: then this is the place, provided the object has the key at all (and
+    not only an object within it).
+    """
+    edits: dict[str, Edit] = {}
+    if b"\\" in annotation:  # it may spell a key in another way: "\u0061rea"
+        return None
+    members: Mapping[str, msgspec.Raw] | None = None
+    for key, value in values.items():
+        quoted = _quoted(key)
+        at = annotation.find(quoted)
+        if at < 0:
+            continue
+        if members is None:
+            try:
+                members = _members.decode(annotation)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return None
+        if key in members:
+            if annotation.find(quoted, at + 1) >= 0:
+                return None
+            start = annotation.index(b":", at + len(quoted)) + 1
+            while annotation[start] in _SPACE:
+                start += 1
+            edits[key] = start, start + len(memoryview(members[key])), value
+    return edits
+
+
+def _edits_by_address(annotation: bytes, values: Mapping[str, bytes]) -> dict[str, Edit]:
+    """Edits of the keys that are there, whatever the text holds; slow."""
     # Our keys are ASCII; other characters are masked because msgspec reads keys as UTF-8, which they may not be.
     text = repair(annotation).translate(_ASCII)
     members = _members.decode(text)
-    start = _address(text)
-    places = sorted((_address(members[key]) - start, key) for key in values if key in members)
-    pieces, done = list[bytes](), 0
-    for place, key in places:
-        pieces += (annotation[done:place], values[key])
-        done = place + len(memoryview(members[key]))
-    pieces.append(annotation[done:])
-    return b"".join(pieces), {key: value for key, value in values.items() if key not in members}
+    edits: dict[str, Edit] = {}
+    for key, value in values.items():
+        if key in members:
+            start = _address(members[key]) - _address(text)
+            edits[key] = start, start + len(memoryview(members[key])), value
+    return edits
 
 
 def _address(text: bytes | msgspec.Raw) -> int:
     """Where the text lies in memory; a Raw is a view into what it was decoded from."""
     return np.frombuffer(text, np.uint8).__array_interface__["data"][0]
+
+
+@lru_cache
+def _quoted(key: str) -> bytes:
+    return f'"{key}"'.encode()
