@@ -24,7 +24,7 @@ import struct
 import time
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,7 +148,7 @@ class Journal:
             while rest:
                 rest = rest[self._segment.write(rest) :]
             if time.monotonic() - self._synced > _SYNC_SECONDS:
-                self._sync()
+                self._sync(self._segment)
 
     def read(self, block: int, offset: int, length: int) -> bytes:
         """Text of one entry, by its offset in the block's segment. Keeps a few segments open."""
@@ -159,12 +159,13 @@ class Journal:
         return os.pread(file.fileno(), length, offset)
 
     def close(self) -> None:
-        """Flush to the disk and let the next run have it."""
-        try:
-            with writing(self.folder):
-                self._close_segments()
-        finally:
-            os.close(self._lock)
+        """Flush to the disk and let the next run have it.
+
+        Never raises: what the disk would not take has been reported by `append`, and checksums guard the rest.
+        """
+        with suppress(OSError):
+            self._close_segments()
+        os.close(self._lock)
 
     def remove(self) -> None:
         """The run is done: remove the folder. `close` still has to be called."""
@@ -175,9 +176,8 @@ class Journal:
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:06d}.seg"
 
-    def _sync(self) -> None:
-        if self._segment:
-            os.fsync(self._segment.fileno())
+    def _sync(self, segment: RawIOBase) -> None:
+        os.fsync(segment.fileno())
         self._synced = time.monotonic()
 
     def _close_segments(self) -> None:
@@ -187,9 +187,11 @@ class Journal:
 
     def _close_segment(self) -> None:
         if self._segment:
-            self._sync()
-            self._segment.close()
-            self._segment = None
+            segment, self._segment = self._segment, None
+            try:
+                self._sync(segment)
+            finally:
+                segment.close()
 
 
 def open_journal(folder: Path) -> Journal:

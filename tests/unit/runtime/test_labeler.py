@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mal
+from mal.errors import ShapeError
+from mal.runtime.labeler import NO_AREA
+from mal.runtime.objects import OUTSIDE, PIECE
+
+
+@pytest.fixture
+def labeler(model: Path):
+    with mal.MaskLabeler(model, "cpu", batch=8, workers=2) as labeler:
+        yield labeler
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """Dark, with a bright square 20..40."""
+    image = np.zeros((60, 70, 3), np.uint8)
+    image[20:40, 20:40] = 255
+    return image
+
+
+def test_a_bright_square_is_found(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    masks, scores = labeler(image, [[15, 15, 45, 45]])
+    truth = image[..., 0] > 0
+    assert (masks.shape, masks.dtype, scores.shape, scores.dtype) == ((1, 60, 70), bool, (1,), np.float32)
+    assert (masks[0] & truth).sum() / (masks[0] | truth).sum() > 0.8
+    assert not masks[0][:15].any()
+    assert not masks[0][:, 45:].any()
+
+
+def test_boxes_are_clipped_and_impossible_ones_have_empty_masks(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    boxes = [[-10, -10, 40, 40], [80, 5, 90, 20], [5, 5, 5, 20], [20, 20, 40, 40]]
+    result = next(labeler.stream([(image, boxes)]))
+    assert [words for words in result.flags] == [["clipped"], [OUTSIDE], [NO_AREA], []]
+    assert result.masks.any((1, 2)).tolist() == [True, False, False, True]
+    assert (result.scores > 0).tolist() == [True, False, False, True]
+
+
+def test_a_stream_gives_what_single_calls_give(labeler: mal.MaskLabeler, rng: np.random.Generator) -> None:
+    pairs = []
+    for count in (0, 1, 5, PIECE + 9, 0, 0, 2, 0):
+        corner = rng.uniform(-5, 40, (count, 2))
+        image = rng.integers(0, 255, (50, 64, 3), dtype=np.uint8)
+        pairs.append((image, np.hstack([corner, corner + rng.uniform(1, 30, (count, 2))])))
+    results = list(labeler.stream(iter(pairs)))
+    assert len(results) == len(pairs)
+    for (image, boxes), result in zip(pairs, results, strict=True):
+        masks, scores = labeler(image, boxes)
+        assert (result.masks == masks).all()
+        assert result.masks.shape == (len(boxes), 50, 64)
+        np.testing.assert_allclose(result.scores, scores, atol=1e-6)
+
+
+def test_images_are_taken_as_they_are_needed(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image, [[15, 15, 45, 45]]
+
+    stream = labeler.stream(endless())
+    for _ in range(3):
+        next(stream)
+    assert taken < 100
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image.astype(float), r"must be \(H, W, 3\) uint8 RGB, got \(60, 70, 3\) float64"),
+        (lambda image: image[..., 0], r"got \(60, 70\) uint8"),
+        (lambda image: image[:0], r"got \(0, 70, 3\)"),
+    ],
+)
+def test_other_images_are_refused(labeler: mal.MaskLabeler, image: np.ndarray, change, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        labeler(change(image), [[1, 1, 5, 5]])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 0, 5, 5], [0, float("nan"), 5, 5]], "box 1 is not finite"),
+        ([[0, 0, float("inf"), 5]], "box 0 is not finite"),
+        ([1, 2, 3, 4], r"got shape \(4,\)"),
+        ([["a", 1, 2, 3]], "must be numbers"),
+    ],
+)
+def test_other_boxes_are_refused(labeler: mal.MaskLabeler, image: np.ndarray, boxes: object, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        labeler(image, boxes)
