@@ -335,6 +335,8 @@ def _is_crowd(value: Any) -> bool:
 
 def _digest(value: Any) -> int:
     """A number for an annotation's id: integers their own, strings a hash, MISSING for what is no id."""
+    if type(value) is str:
+        return hash(value) % LIMIT
     code = Codes().of(value)
     return code if code < LIMIT else hash(value) % LIMIT
 
