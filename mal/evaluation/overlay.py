@@ -37,6 +37,10 @@ PALETTE: tuple[Colour, ...] = (
 )
 CONTRAST = 70.0
 """Lab distance that is contrast enough: beyond it the palette's order decides."""
+CHROMA = 30.0
+"""Chroma of a mask's tint that is colour enough, in Lab."""
+FEW = 6
+"""On a picture of more objects those smaller than their name tag go without it."""
 GREY: Colour = (168, 172, 180)
 """Of a box without a mask."""
 
@@ -86,7 +90,9 @@ def draw(image: Pixels, objects: Sequence[Drawn]) -> tuple[Pixels, list[Colour]]
     boxes = [_whole(objects[row].box * scale) for row in range(len(objects))]
     taken: list[Spot] = []
     for row in order:
-        _tag(picture, objects[row], boxes[row], colours[row], taken, [box for box in boxes if box != boxes[row]])
+        label = _label(objects[row].name, objects[row].score, colours[row], max(13, round(max(size) / 66)))
+        if len(objects) <= FEW or _size(boxes[row]) >= label.opacity.size:
+            _tag(picture, label, boxes[row], taken, [box for box in boxes if box != boxes[row]])
     return picture, colours
 
 
@@ -103,11 +109,14 @@ def choose_colours(image: Pixels, objects: Sequence[Drawn]) -> list[Colour]:
         part, mask = image[window], drawn.mask[window]
         # The colour must stand out from the object and from what lies around it in its window.
         grounds = [part[mask], part[~mask]] if not mask.all() else [part[mask]]
-        means = _lab(np.array([ground.mean(axis=0) for ground in grounds]).astype(np.uint8))
-        distances = np.linalg.norm(palette[:, None] - means[None], axis=2)
+        means = np.array([ground.mean(axis=0) for ground in grounds])
+        distances = np.linalg.norm(palette[:, None] - _lab(means.astype(np.uint8))[None], axis=2)
         contrast = np.minimum(distances, CONTRAST).sum(axis=1)
-        # Contrast sums to 140 at most, so a colour comes back only when all have been used as often.
-        best = int(np.argmax(contrast - 1000 * uses))
+        # Over its complement a colour turns to mud: what is left of its chroma counts as well.
+        mixed = _lab((0.7 * means[0] + 0.3 * np.array(PALETTE)).astype(np.uint8))
+        chroma = np.minimum(np.linalg.norm(mixed[:, 1:], axis=1), CHROMA)
+        # All this sums to 170 at most, so a colour comes back only when all have been used as often.
+        best = int(np.argmax(contrast + chroma - 1000 * uses))
         uses[best] += 1
         colours.append(PALETTE[best])
     return colours
@@ -195,14 +204,13 @@ def _outline_box(picture: Pixels, box: NDArray[np.float64], colour: Colour) -> N
         _blend(part, np.full(part.shape[:2], 0.75, np.float32), colour)
 
 
-def _tag(picture: Pixels, drawn: Drawn, box: Spot, colour: Colour, taken: list[Spot], others: Sequence[Spot]) -> None:
-    """Paste an object's name tag beside its box and note the spot in `taken`.
+def _tag(picture: Pixels, label: _Label, box: Spot, taken: list[Spot], others: Sequence[Spot]) -> None:
+    """Paste a name tag beside its object's box and note the spot in `taken`.
 
     Best where it hides neither a tag nor another small object, else where it hides no tag; where neither is
     to be had there is no tag: the page lists the object all the same.
     """
     height, width = picture.shape[:2]
-    label = _label(drawn.name, drawn.score, colour, max(13, round(max(height, width) / 66)))
     tall, wide = label.pixels.shape[:2]
     if wide > width or tall > height:
         return
@@ -212,7 +220,7 @@ def _tag(picture: Pixels, drawn: Drawn, box: Spot, colour: Colour, taken: list[S
     for x, y in corners:
         x, y = max(0, min(x, width - wide)), max(0, min(y, height - tall))
         spots.append((x, y, x + wide, y + tall))
-    small = [other for other in others if (other[2] - other[0]) * (other[3] - other[1]) < 4 * wide * tall]
+    small = [other for other in others if _size(other) < 4 * wide * tall]
     for hidden in ([*taken, *small], taken):
         spot = next((spot for spot in spots if not any(_overlap(spot, other) for other in hidden)), None)
         if spot is not None:
@@ -227,6 +235,10 @@ def _tag(picture: Pixels, drawn: Drawn, box: Spot, colour: Colour, taken: list[S
 def _whole(box: NDArray[np.float64]) -> Spot:
     x0, y0, x1, y1 = (round(edge) for edge in box.tolist())
     return x0, y0, x1, y1
+
+
+def _size(spot: Spot) -> int:
+    return (spot[2] - spot[0]) * (spot[3] - spot[1])
 
 
 def _overlap(a: Spot, b: Spot) -> bool:

@@ -80,10 +80,10 @@ h1 small { display: block; font-size: 13px; font-weight: 500; color: var(--quiet
 select { background: var(--card); color: var(--text); font: inherit; padding: 8px 12px; }
 select { border: 1px solid var(--line); border-radius: 8px; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(420px, 100%), 1fr)); }
-main { gap: 22px; padding-bottom: 60px; align-items: start; }
+main { gap: 22px; padding-bottom: 60px; }
 figure { background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
 figure a { display: block; background: #0c0d0f; }
-img { display: block; width: 100%; height: auto; }
+figure img { display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: contain; }
 figcaption { padding: 12px 16px 15px; }
 figcaption b { font-weight: 600; overflow-wrap: anywhere; }
 ul { list-style: none; padding: 0; }
@@ -95,8 +95,9 @@ em { font-style: normal; color: var(--quiet); margin-left: 5px; font-variant-num
 .problems summary { cursor: pointer; }
 .problems ul { padding: 8px 0 0 18px; color: var(--quiet); max-height: 240px; overflow: auto; }
 dialog { border: 0; padding: 0; background: transparent; max-width: 100vw; max-height: 100vh; margin: auto; }
+dialog:focus-visible { outline: 0; }
 dialog::backdrop { background: rgb(8 9 10 / .92); }
-dialog img { width: auto; max-width: 96vw; max-height: 96vh; border-radius: 6px; cursor: zoom-out; }
+dialog img { display: block; max-width: 96vw; max-height: 96vh; border-radius: 6px; cursor: zoom-out; }
 </style>
 </head>
 <body>
