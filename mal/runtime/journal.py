@@ -27,7 +27,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,8 @@ class Journal:
             if (old_key := self.read_key()) is None:
                 for segment in self.folder.glob("*.seg"):
                     segment.unlink()
-                write_whole(file, json.dumps(key, indent=1).encode())
+                with whole_file(file) as stream:
+                    stream.write(json.dumps(key, indent=1).encode())
             elif old_key != key:
                 raise JournalError(
                     f"{self.folder} holds an unfinished run of another kind ({_difference(old_key, key)}); "
@@ -240,14 +241,29 @@ def writing(path: Path) -> Generator[None]:
         ) from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all, also across a power cut."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+@contextmanager
+def whole_file(path: Path, part: Path | None = None) -> Generator[BinaryIO]:
+    """A stream to write a file that appears whole or, after an error or a power cut, not at all.
+
+    Args:
+        path: the file.
+        part: where it grows, on the same file system; None: beside it.
+    """
+    part = part or path.with_name(path.name + ".part")
+    try:
+        with part.open("wb", buffering=1 << 20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, before anything that relies on it (the journal's end) happens
+        finally:
+            os.close(folder)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _checksum(head: bytes, body: bytes) -> int:

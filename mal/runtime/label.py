@@ -3,8 +3,8 @@
 open_boxes ─► blocks ─► pipeline ─► journal ─► merge ─► OUT.json, OUT.json.report.json, OUT.json.skipped.jsonl
 """
 
+import itertools
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from mal.errors import Interrupted, MalError, OutputError, UsageError
 from mal.runtime.batches import Batch
 from mal.runtime.blocks import Block, cut_blocks, cut_pieces
 from mal.runtime.interrupt import stop_requested
-from mal.runtime.journal import SKIPPED, Journal, Record, open_journal, write_whole, writing
+from mal.runtime.journal import SKIPPED, Journal, Record, open_journal, whole_file, writing
 from mal.runtime.machine import cpu_count, peak_rss_mb
 from mal.runtime.objects import Piece
 from mal.runtime.pipeline import DEFAULT_BUDGET, Pipeline, batch_size
@@ -136,8 +136,8 @@ def label_dataset(
             settings=settings,
             versions=versions(),
         )
-        with writing(output):
-            write_whole(_beside(output, ".report.json"), json.dumps(report.to_json(), indent=1).encode())
+        with writing(output), whole_file(_beside(output, ".report.json")) as file:
+            file.write(json.dumps(report.to_json(), indent=1).encode())
         journal.remove()
     return report
 
@@ -239,29 +239,26 @@ def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, A
 
 
 def _write_masks(boxes: BoxFile, results: Results, output: Path, journal: Journal) -> None:
-    part = journal.folder / "merged.json"
-    with writing(output):
-        with part.open("wb", buffering=1 << 20) as file:
-            boxes.write(file, results)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, output)
+    with writing(output), whole_file(output, journal.folder / "merged.json") as file:
+        boxes.write(file, results)
 
 
 def _write_skipped(boxes: BoxFile, results: Results, output: Path, on_error: str) -> Counter[str]:
     """Write the list of objects without a mask, or remove an earlier run's; count them by reason."""
     path = _beside(output, ".skipped.jsonl")
-    skipped = list(results.skipped())
-    for row, reason in skipped:
-        if on_error == "fail" and must_have_mask(reason):
-            _refuse(boxes, row, reason)
-    with writing(path):
-        if skipped:
-            lines = [json.dumps(line) + "\n" for line in _skipped_lines(boxes, skipped)]
-            write_whole(path, "".join(lines).encode())
-        else:
-            path.unlink(missing_ok=True)
-    return Counter(reason for _, reason in skipped)
+    reasons: Counter[str] = Counter()
+    skipped = results.skipped()
+    with writing(path), whole_file(path) as file:
+        # Some thousands at a time: a wrong image folder may leave ten million of them.
+        while some := list(itertools.islice(skipped, 8192)):
+            for row, reason in some:
+                if on_error == "fail" and must_have_mask(reason):
+                    _refuse(boxes, row, reason)
+            reasons.update(reason for _, reason in some)
+            file.writelines(json.dumps(line).encode() + b"\n" for line in _skipped_lines(boxes, some))
+    if not reasons:
+        path.unlink()
+    return reasons
 
 
 def _skipped_lines(boxes: BoxFile, skipped: list[tuple[int, str]]) -> list[dict[str, Any]]:

@@ -53,6 +53,10 @@ class LabelReport:
         ]
         if self.empty:
             lines.append(f"  {self.empty:,} masks are empty (flag `empty`)")
+        if self.duplicate_ids:
+            lines.append(
+                f"  {self.duplicate_ids:,} annotations bear the id of an earlier one; each is labelled by itself"
+            )
         if self.skipped:
             lines.append(f"  {self.skipped:,} without a mask, listed in {self.output}.skipped.jsonl:")
             most = sorted(self.skipped_by_reason.items(), key=lambda item: -item[1])

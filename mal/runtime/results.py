@@ -67,7 +67,6 @@ class Results:
         self._journal = journal
         self._model = orjson.dumps(model_id)
         self._flags = [orjson.dumps(Flag(value).words) for value in range(2 * max(Flag))]
-        self._order = order
         self._entries = np.zeros(len(order), ENTRY)
         self._offsets = np.zeros(len(order), np.int64)
         self._block = np.zeros(len(order), np.int32)
@@ -93,8 +92,8 @@ class Results:
         }
 
     def skipped(self) -> Iterator[tuple[int, str]]:
-        """Annotation row and reason of what has no mask, image by image."""
-        for row in self._order[self._entries["kind"][self._order] == SKIPPED].tolist():
+        """Annotation row and reason of what has no mask, in the file's order."""
+        for row in np.flatnonzero(self._entries["kind"] == SKIPPED).tolist():
             length = int(self._entries["length"][row])
             yield row, self._journal.read(self._block.item(row), self._offsets.item(row), length).decode()
 
