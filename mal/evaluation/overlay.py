@@ -256,7 +256,7 @@ def _label(name: str, score: float | None, colour: Colour, size: int) -> _Label:
     font = _font(size * fine)
     ink = (16, 18, 22) if _brightness(colour) > 110 else (255, 255, 255)
     faint = tuple(round(0.72 * a + 0.28 * b) for a, b in zip(ink, colour, strict=True))
-    text, number = name, "" if score is None else f"{score:.2f}"
+    text, number = " ".join(name.split()), "" if score is None else f"{score:.2f}"
     gap, pad, tall = 0.35 * size * fine, 0.4 * size * fine, round(1.42 * size) * fine
     text_wide, number_wide = font.getlength(text), font.getlength(number)
     wide = 2 * pad + text_wide + (gap + number_wide if number else 0)
