@@ -35,8 +35,8 @@ def crf_refine(logits: Tensor, guide: Tensor, inside: Tensor, iterations: int, z
         ShapeError: shapes that do not belong together, or an attribute out of range.
     """
     if body(logits.device) == "kernel":
-        arrays = [tensor.detach().float().numpy() for tensor in (logits, guide, inside)]
-        refined = compiled.crf_refine(*arrays, iterations, zeta, threads=torch.get_num_threads())
+        first, second, third = (tensor.detach().float().numpy() for tensor in (logits, guide, inside))
+        refined = compiled.crf_refine(first, second, third, iterations, zeta, threads=torch.get_num_threads())
         return torch.from_numpy(refined).to(logits.dtype)
     return crf_refine_torch(logits, guide, inside, iterations, zeta)
 

@@ -1,0 +1,116 @@
+"""Build the TensorRT plugin `libmal_crf_tensorrt-<hash>.so` from tensorrt_plugin.cu and the CUDA body.
+
+It needs nvcc and TensorRT's headers, no TensorRT library and no GPU. One file serves TensorRT 10.9 to 11 and RTX.
+"""
+
+import importlib.util
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from mal.errors import MissingPackageError, UsageError
+from mal.plugins.compile import compile_library, find_nvcc
+from mal.plugins.crf_refine.contract import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
+
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
+"""Compute capabilities x 10 that get machine code: T4, A100, RTX 30, Orin, RTX 40, H100, B200, RTX 50.
+Newer chips compile the PTX of the last two when they load the library (the H100's and the B200's code is of no use to
+an RTX 50, nor the reverse)."""
+
+_FOLDER = Path(__file__).parent
+_SOURCES = tuple(_FOLDER / name for name in ("tensorrt_plugin.cu", "cuda.cu"))
+_EXPORTS = _FOLDER / "tensorrt_plugin.map"
+_READS = (_FOLDER / "crf_refine.cuh", _EXPORTS)
+# The header that came last among those we include (TensorRT 10.9).
+_HEADER = "NvInferPluginBase.h"
+
+
+def build_plugin(cuda_architectures: Sequence[int] | None = None, folder: Path | None = None) -> Path:
+    """Compile the plugin, unless the cache holds it already. About a minute for all chips.
+
+    Args:
+        cuda_architectures: compute capabilities x 10, such as (86, 90); None: those of `ARCHITECTURES` that this
+            nvcc knows. For building engines any one will do: no kernel runs then.
+        folder: where to keep it; None: the user's cache.
+
+    Raises:
+        MissingPackageError: no nvcc, no TensorRT headers, or they do not work; the message says how to get them.
+        UsageError: an architecture that this nvcc cannot compile for, or none.
+    """
+    nvcc = find_nvcc()
+    headers = find_headers()
+    names = {"DOMAIN": DOMAIN, "NAME": NAME, "VERSION": VERSION, "ITERATIONS": ITERATIONS, "ZETA": ZETA}
+    command = [
+        nvcc, "-O3", "-std=c++17", "-cudart", "static", "--threads", str(len(os.sched_getaffinity(0))),
+        *_machine_code(nvcc, cuda_architectures),
+        "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-deprecated-declarations",
+        "-Xlinker", f"--version-script={_EXPORTS},--no-undefined",
+        *(f'-DMAL_{key}="{text}"' for key, text in names.items()),
+        "-isystem", str(headers),
+    ]  # fmt: skip
+    if host := os.environ.get("CXX"):
+        command += ["-ccbin", host]
+    reads = [*_READS, headers / "NvInferVersion.h"]
+    return compile_library("mal_crf_tensorrt", command, _SOURCES, reads=reads, folder=folder)
+
+
+def find_headers() -> Path:
+    """Folder of TensorRT's headers: TENSORRT_ROOT (alone, if it is set), the system's, or kernel-lens's.
+
+    Raises:
+        MissingPackageError: there are none, or only such of TensorRT before 10.9.
+    """
+    root = os.environ.get("TENSORRT_ROOT")
+    places = [Path(root) / "include"] if root else [Path("/usr/include") / _triplet(), Path("/usr/include")]
+    if not root and (bundled := importlib.util.find_spec("kernel_lens")) and bundled.submodule_search_locations:
+        places.append(Path(bundled.submodule_search_locations[0]) / "include" / "tensorrt")
+    for place in places:
+        if (place / _HEADER).is_file():
+            return place
+    listed = ", ".join(map(str, places))
+    raise MissingPackageError(
+        f"no headers of TensorRT 10.9 or later in {listed}: set TENSORRT_ROOT to an unpacked TensorRT, "
+        'or pip install "mask-auto-labeler[tensorrt-rtx]"'
+    )
+
+
+def header_version(headers: Path) -> str:
+    """Version of TensorRT that headers belong to, such as 10.14.1."""
+    found: dict[str, str] = {}
+    for line in (headers / "NvInferVersion.h").read_text().splitlines():
+        words = line.split()
+        if len(words) >= 3 and words[0] == "#define":
+            found[words[1]] = words[2]
+    # Two macros deep in some releases: NV_TENSORRT_MAJOR is TRT_MAJOR_ENTERPRISE is 10.
+    parts = [found.get(f"NV_TENSORRT_{part}", "?") for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(found.get(part, part) for part in parts)
+
+
+def _triplet() -> str:
+    return f"{os.uname().machine}-linux-gnu"
+
+
+def _machine_code(nvcc: str, wanted: Sequence[int] | None) -> list[str]:
+    known = _known(nvcc)
+    if wanted is None:
+        chosen = [number for number in ARCHITECTURES if number in known]
+    else:
+        chosen = sorted(set(wanted))
+        if unknown := [number for number in chosen if number not in known]:
+            raise UsageError(f"{nvcc} compiles for {', '.join(map(str, known))}, not for {unknown[0]}")
+    if not chosen:
+        raise UsageError(f"no architecture to compile for; expected some of {', '.join(map(str, known))}")
+    words: list[str] = []
+    for number in chosen:
+        code = f"[sm_{number},compute_{number}]" if number in chosen[-2:] else f"sm_{number}"
+        words += ["-gencode", f"arch=compute_{number},code={code}"]
+    return words
+
+
+@cache
+def _known(nvcc: str) -> tuple[int, ...]:
+    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    names = [line.strip().removeprefix("compute_") for line in done.stdout.splitlines()]
+    return tuple(sorted(int(name) for name in names if name.isdigit()))
