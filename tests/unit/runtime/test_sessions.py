@@ -1,4 +1,5 @@
 import re
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mal.errors import DeviceError, ModelFileError, ShapeError, UsageError
+from mal.errors import DeviceError, MissingPackageError, ModelFileError, ShapeError, UsageError
 from mal.runtime.onnx_file import read_metadata
 from mal.runtime.session import open_session, resolve_model
 
@@ -113,3 +114,17 @@ def test_a_device_that_is_not_there_is_an_error(model: Path) -> None:
 def test_an_unknown_device_is_wrong_usage(model: Path, device: str) -> None:
     with pytest.raises(UsageError, match="expected cpu, cuda or cuda:0"):
         open_session(model, device)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("x.onnx", "onnxruntime", "cpu"), ("x.safetensors", "torch", "train")]
+)
+def test_a_missing_backend_names_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("onnx_session", "torch_session"):
+        monkeypatch.delitem(sys.modules, f"mal.runtime.{module}", raising=False)
+    with pytest.raises(MissingPackageError, match=re.escape(f'pip install "mask-auto-labeler[{extra}]"')):
+        open_session(tmp_path / name)

@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mal.errors import InputError
+from mal.runtime import bench
+from mal.runtime.doctor import diagnose
+
+
+def test_bench_gives_the_keys_of_the_design(dataset: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUND_SECONDS", 0.01)
+    report = bench.run_bench(dataset, model=model, device="cpu", batch=4, workers=1)
+    values = json.loads(json.dumps(report.to_json()))
+    keys = ("session_crops_per_s", "pipeline_crops_per_s", "efficiency", "host_ms_per_box", "peak_rss_mb")
+    assert all(values[key] > 0 for key in keys)
+    assert list(values["stages"]) == list(bench.HOST)
+    assert values["host_ms_per_box"] == pytest.approx(sum(values["stages"].values()), abs=1e-3)
+    assert values["efficiency"] == pytest.approx(values["pipeline_crops_per_s"] / values["session_crops_per_s"], 0.01)
+    assert "of the session" in report.text()
+
+
+def test_bench_needs_a_box(dataset: Path, model: Path) -> None:
+    dataset.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    with pytest.raises(InputError, match="no box that can be labelled"):
+        bench.run_bench(dataset, model=model, device="cpu")
+
+
+def test_the_doctor_looks_at_everything_and_never_raises() -> None:
+    diagnosis = diagnose()
+    values = json.loads(json.dumps(diagnosis.to_json()))
+    names = [check["name"] for check in values["checks"]]
+    assert {"mal", "ONNX Runtime", "shipped student", "torch", "GPU", "C++ compiler"} <= set(names)
+    assert all(check["state"] in ("ok", "missing", "broken") and check["detail"] for check in values["checks"])
+    assert len(diagnosis.text().splitlines()) == len(names) + 2
+
+
+def test_the_doctor_names_the_line_that_installs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mal.runtime.doctor.installed", lambda package: None)
+    checks = {check.name: check for check in diagnose().checks}
+    assert checks["ONNX Runtime"].state == "broken"
+    assert checks["ONNX Runtime"].fix == 'pip install "mask-auto-labeler[cpu]"'
+    assert checks["torch"].fix == 'pip install "mask-auto-labeler[train]"'
+
+
+def test_two_onnxruntimes_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mal.runtime.doctor.installed", lambda package: "1.0")
+    (check,) = (check for check in diagnose().checks if check.name == "ONNX Runtime")
+    assert check.state == "broken"
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in check.fix
