@@ -8,7 +8,7 @@ the ONNX file.
 import ctypes
 import hashlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +20,12 @@ import onnx
 
 from mal.errors import DeviceError, MalError, MissingPackageError, ModelFileError, UsageError
 from mal.export.rtx_parser import make_parser_safe
-from mal.plugins.crf_refine.contract import DOMAIN, NAME, VERSION
+from mal.plugins.crf_refine.names import DOMAIN, NAME, VERSION
 
 RTX_CHIPS = (75, 80, 86, 89, 120)
 """Compute capabilities x 10 of RTX 20, A100, RTX 30, RTX 40 and RTX 50. TensorRT-RTX has none for 90 (H100, H200)."""
+
+_TURING = 75  # here TensorRT-RTX has no float32 matrix product: an FP32 student cannot be built for it
 
 _EXTRA = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 # What TensorRT adds to every error on a machine without a GPU, and the parser's frame around a node.
@@ -103,8 +105,8 @@ def build_engine(
         content: the ONNX file, input `crops` with a free batch.
         package: module of the TensorRT to use: "tensorrt_rtx" or "tensorrt".
         profile: crops per call; None: 1:32:64.
-        compute_capabilities: chips to build for, x 10, such as (86, 120); None: `RTX_CHIPS` with TensorRT-RTX. Any
-            other TensorRT builds for the GPU it sees and takes None alone.
+        compute_capabilities: chips to build for, x 10, such as (86, 120); None: `RTX_CHIPS` with TensorRT-RTX, for a
+            FP32 model without 75. Any other TensorRT builds for the GPU it sees and takes None alone.
         plugin: library of `crf_refine.tensorrt_library.build_plugin`; needed by a refined model.
 
     Raises:
@@ -115,7 +117,8 @@ def build_engine(
         EngineError: the builder refused, or the network does not hold our plugin.
     """
     profile = profile or Profile()
-    nodes = _refining_nodes(content)
+    model = _read(content)
+    nodes = sum((node.domain, node.op_type) == (DOMAIN, NAME) for node in model.graph.node)
     if nodes and plugin is None:
         raise MissingPackageError(
             f"the model refines its masks and an engine needs the plugin {DOMAIN}::{NAME} for it: "
@@ -125,18 +128,18 @@ def build_engine(
     make_parser_safe()
     log = _log(trt)
     log.errors.clear()
-    chips = _chips(trt, package, compute_capabilities)
+    chips = _chips(trt, package, compute_capabilities, model)
     with _plugin_registered(trt, plugin if nodes else None):
-        plan = _build(trt, log, content, profile, chips, len(nodes))
+        plan = _build(trt, log, content, profile, chips, nodes)
     return Engine(plan, content, package, trt.__version__, profile, chips, plugin if nodes else None)
 
 
 def _build(trt: Any, log: Any, content: bytes, profile: Profile, chips: Sequence[int], nodes: int) -> bytes:
     builder = trt.Builder(log)
-    if not builder:
+    if builder is None:
         raise DeviceError(f"{trt.__name__} cannot make a builder: {log.quote()}")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    if not network:
+    if network is None:
         raise EngineError(f"{trt.__name__} cannot make a network: {log.quote()}")
     parser = trt.OnnxParser(network, log)
     if not parser.parse(content):
@@ -147,8 +150,8 @@ def _build(trt: Any, log: Any, content: bytes, profile: Profile, chips: Sequence
     found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
     if found != nodes:
         raise EngineError(
-            f"the network holds {found} plugin layers where the model has {nodes} {DOMAIN}::{NAME}: the parser took the "
-            "ONNX function instead of the plugin; run `mal plugins build` again and report this if it stays so"
+            f"the network holds {found} plugin layers where the model has {nodes} nodes {DOMAIN}::{NAME}: the parser "
+            "took the ONNX function instead of the plugin; run `mal plugins build`, and report it if this stays so"
         )
 
     config = builder.create_builder_config()
@@ -169,12 +172,11 @@ def _build(trt: Any, log: Any, content: bytes, profile: Profile, chips: Sequence
     return bytes(plan)
 
 
-def _refining_nodes(content: bytes) -> list[onnx.NodeProto]:
+def _read(content: bytes) -> onnx.ModelProto:
     try:
-        graph = onnx.load_from_string(content).graph
+        return onnx.load_from_string(content)
     except Exception as error:  # protobuf's own error class, without a public name
         raise ModelFileError(f"not an ONNX model: {_line(str(error))}") from None
-    return [node for node in graph.node if (node.domain, node.op_type) == (DOMAIN, NAME)]
 
 
 def _load(package: str) -> ModuleType:
@@ -188,16 +190,20 @@ def _load(package: str) -> ModuleType:
         ) from None
 
 
-def _chips(trt: Any, package: str, wanted: Sequence[int] | None) -> tuple[int, ...]:
+def _chips(trt: Any, package: str, wanted: Sequence[int] | None, model: onnx.ModelProto) -> tuple[int, ...]:
     if not hasattr(trt, "ComputeCapability"):
         if wanted is not None:
             raise UsageError(f"{package} builds for the GPU it sees; compute capabilities are for tensorrt_rtx")
         return ()
     known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name[:2] == "SM" and name[2:].isdecimal()]
-    chips = tuple(dict.fromkeys(RTX_CHIPS if wanted is None else wanted))
-    if not chips or (unknown := [chip for chip in chips if chip not in known]):
-        came = f"cannot build for compute capability {unknown[0]}" if chips else "needs a compute capability"
-        raise UsageError(f"{package} {trt.__version__} {came}; expected some of {', '.join(map(str, known))}")
+    if wanted is None:
+        half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+        wanted = [chip for chip in RTX_CHIPS if half or chip != _TURING]
+    chips = tuple(dict.fromkeys(wanted))
+    unknown = [chip for chip in chips if chip not in known]
+    if unknown or not chips:
+        came = f"compute capability {unknown[0]}" if unknown else "no compute capability"
+        raise UsageError(f"{package} {trt.__version__} builds for {', '.join(map(str, known))}, got {came}")
     return chips
 
 
@@ -212,7 +218,7 @@ def _crops(trt: Any, network: Any) -> Any:
 
 
 @contextmanager
-def _plugin_registered(trt: Any, library: Path | None) -> Iterator[None]:
+def _plugin_registered(trt: Any, library: Path | None) -> Generator[None]:
     """Have our plugin in TensorRT's registry for a while."""
     registry = trt.get_plugin_registry()
     ours = (NAME, VERSION, DOMAIN)

@@ -2,8 +2,8 @@
 
 When a node resolves to a plugin, libtensorrt_onnxparser_rtx.so opens "libtensorrt_rtx.so" by that very name. The wheel
 holds libtensorrt_rtx.so.1 alone; the parser then throws where nothing catches, and the process aborts. So before a
-parse, that name must lead to the library that is loaded: an empty library of that name which needs the real one does it,
-without writing into anybody's package folder.
+parse, that name must lead to the library that is loaded: an empty library of that name which needs the real one does
+it, without writing into anybody's package folder.
 
 Source: reference notes on TensorRT, 1.0 (found with a debugger; TensorRT-RTX 1.7).
 """
@@ -16,11 +16,10 @@ from mal.errors import MissingPackageError
 from mal.plugins.compile import compile_library, find_compiler
 
 _NAME = "libtensorrt_rtx.so"
-_kept: list[ctypes.CDLL] = []  # an alias must stay loaded as long as anybody may parse
 
 
 def make_parser_safe(folder: Path | None = None) -> None:
-    """Make the name that the parser opens resolve. Nothing happens where TensorRT-RTX is not loaded, or where it does.
+    """Make the name that the parser opens lead to TensorRT-RTX; does nothing where that is not loaded.
 
     Args:
         folder: where to keep the alias; None: the user's cache.
@@ -29,21 +28,35 @@ def make_parser_safe(folder: Path | None = None) -> None:
         MissingPackageError: it cannot be made here; the message says what to do by hand.
     """
     library = _loaded_library()
-    if library is None or _kept or library.with_name(_NAME).exists():
+    # A file of that name beside the library is found by the parser (its search path is its own folder), not by us.
+    if library is None or _leads_to(library) or library.with_name(_NAME).exists():
         return
-    by_hand = f"or run: ln -s {library.name} {library.with_name(_NAME)}"
+    flags = ["-nostdlib", "-Wl,--no-as-needed", f"-Wl,-soname,{_NAME}", str(library), "-x", "c++"]
     try:
-        command = [
-            find_compiler(), str(library), "-Wl,--no-as-needed", f"-Wl,-soname,{_NAME}", "-x", "c++",
-        ]  # fmt: skip
+        command = [find_compiler(), *flags]
         alias = compile_library("mal_tensorrt_rtx_alias", command, [Path("/dev/null")], folder=folder)
-    except MissingPackageError as error:
-        raise MissingPackageError(f"TensorRT-RTX's parser needs an alias of its library: {error}; {by_hand}") from None
-    _kept.append(ctypes.CDLL(str(alias)))
+        ctypes.CDLL(str(alias))  # never closed, so the name stays known
+        problem = "" if _leads_to(library) else f"{_NAME} leads to another library than {library}"
+    except (MissingPackageError, OSError) as error:
+        problem = str(error)
+    if problem:
+        raise MissingPackageError(
+            f"TensorRT-RTX's parser needs its library by the name {_NAME}, and has no alias of it: {problem}; run: "
+            f"ln -s {library.name} {library.with_name(_NAME)}"
+        )
+
+
+def _leads_to(library: Path) -> bool:
+    """Whether opening the name, as the parser does, gives this library."""
     try:
-        ctypes.CDLL(_NAME)  # what the parser will do
-    except OSError as error:
-        raise MissingPackageError(f"TensorRT-RTX's parser would not find its library: {error}; {by_hand}") from None
+        named = ctypes.CDLL(_NAME)
+        return _address(named) == _address(ctypes.CDLL(str(library)))
+    except (OSError, AttributeError):  # nothing of that name, or something else
+        return False
+
+
+def _address(library: ctypes.CDLL) -> int | None:
+    return ctypes.cast(library.getPluginRegistry, ctypes.c_void_p).value
 
 
 def _loaded_library() -> Path | None:

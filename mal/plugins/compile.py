@@ -50,7 +50,9 @@ def compile_library(
             words = [*command, "-shared", *map(str, sources), "-o", str(part)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise MissingPackageError(f"{command[0]} cannot compile {name}: {_first_error(done.stdout + done.stderr)}")
+                raise MissingPackageError(
+                    f"{command[0]} cannot compile {name}: {_first_error(done.stdout + done.stderr)}"
+                )
             os.replace(part, target)
     except OSError as error:
         raise MissingPackageError(f"cannot build {name} in {folder}: {error.strerror}") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mal.errors import MissingPackageError, UsageError
 from mal.plugins.compile import compile_library, find_nvcc
-from mal.plugins.crf_refine.contract import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
+from mal.plugins.crf_refine.names import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 """Compute capabilities x 10 that get machine code: T4, A100, RTX 30, Orin, RTX 40, H100, B200, RTX 50.
