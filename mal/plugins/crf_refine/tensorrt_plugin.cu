@@ -177,11 +177,12 @@ __global__ void convert(const From* __restrict__ from, To* __restrict__ to, int6
 }
 
 template <typename From, typename To>
-void launch_convert(const void* from, void* to, int64_t count, cudaStream_t stream) noexcept {
+cudaError_t launch_convert(const void* from, void* to, int64_t count, cudaStream_t stream) noexcept {
     constexpr int kThreads = 256;
     const int64_t blocks = (count + kThreads - 1) / kThreads;
     convert<<<static_cast<unsigned>(blocks < 4096 ? blocks : 4096), kThreads, 0, stream>>>(
         static_cast<const From*>(from), static_cast<To*>(to), count);
+    return cudaGetLastError();
 }
 
 // Where the float copies lie in the workspace.
@@ -304,24 +305,23 @@ public:
         auto inside = static_cast<const float*>(inputs[kInside]);
         auto refined = static_cast<float*>(outputs[0]);
         if (half) {
-            launch_convert<__half, float>(inputs[kLogits], copies.logits(workspace), pixels, stream);
             logits = copies.logits(workspace);
             refined = copies.refined(workspace);
+            const auto code = launch_convert<__half, float>(inputs[kLogits], copies.logits(workspace), pixels, stream);
+            if (!succeeded(code, "conversion of logits")) return kFailed;
         }
         if (inside_half) {
-            launch_convert<__half, float>(inputs[kInside], copies.inside(workspace), inside_pixels, stream);
             inside = copies.inside(workspace);
+            const auto code = launch_convert<__half, float>(inputs[kInside], copies.inside(workspace), inside_pixels, stream);
+            if (!succeeded(code, "conversion of inside")) return kFailed;
         }
-        if (!succeeded(cudaGetLastError(), "conversion of its inputs")) return kFailed;
         const int code = mal_crf_refine_cuda(
             logits, inputs[kGuide], input[kGuide].type == DataType::kHALF, inside,
             static_cast<int>(input[kInside].dims.d[0]), refined, static_cast<int>(shape.d[0]),
             static_cast<int>(shape.d[2]), static_cast<int>(shape.d[3]), attributes_.iterations, attributes_.zeta, stream);
         if (!succeeded(static_cast<cudaError_t>(code), "kernel")) return kFailed;
-        if (half) {
-            launch_convert<float, __half>(refined, outputs[0], pixels, stream);
-            if (!succeeded(cudaGetLastError(), "conversion of its output")) return kFailed;
-        }
+        if (half && !succeeded(launch_convert<float, __half>(refined, outputs[0], pixels, stream), "conversion of refined"))
+            return kFailed;
         return kOk;
     }
 
