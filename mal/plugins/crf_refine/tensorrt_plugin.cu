@@ -299,29 +299,34 @@ public:
             report("logits (%s) are too large", describe(shape).characters);
             return kFailed;
         }
-        const bool half = input[kLogits].type == DataType::kHALF, inside_half = input[kInside].type == DataType::kHALF;
+        const auto half = [&](int which) { return input[which].type == DataType::kHALF; };
         const Copies copies(input[kLogits].type, pixels, input[kInside].type, inside_pixels);
         auto logits = static_cast<const float*>(inputs[kLogits]);
         auto inside = static_cast<const float*>(inputs[kInside]);
         auto refined = static_cast<float*>(outputs[0]);
-        if (half) {
-            logits = copies.logits(workspace);
-            refined = copies.refined(workspace);
-            const auto code = launch_convert<__half, float>(inputs[kLogits], copies.logits(workspace), pixels, stream);
+        if (half(kLogits)) {
+            float* copy = copies.logits(workspace);
+            const cudaError_t code = launch_convert<__half, float>(logits, copy, pixels, stream);
             if (!succeeded(code, "conversion of logits")) return kFailed;
+            logits = copy;
+            refined = copies.refined(workspace);
         }
-        if (inside_half) {
-            inside = copies.inside(workspace);
-            const auto code = launch_convert<__half, float>(inputs[kInside], copies.inside(workspace), inside_pixels, stream);
+        if (half(kInside)) {
+            float* copy = copies.inside(workspace);
+            const cudaError_t code = launch_convert<__half, float>(inside, copy, inside_pixels, stream);
             if (!succeeded(code, "conversion of inside")) return kFailed;
+            inside = copy;
         }
-        const int code = mal_crf_refine_cuda(
-            logits, inputs[kGuide], input[kGuide].type == DataType::kHALF, inside,
-            static_cast<int>(input[kInside].dims.d[0]), refined, static_cast<int>(shape.d[0]),
-            static_cast<int>(shape.d[2]), static_cast<int>(shape.d[3]), attributes_.iterations, attributes_.zeta, stream);
+        const int code = mal_crf_refine_cuda(logits, inputs[kGuide], half(kGuide), inside,
+                                             static_cast<int>(input[kInside].dims.d[0]), refined,
+                                             static_cast<int>(shape.d[0]), static_cast<int>(shape.d[2]),
+                                             static_cast<int>(shape.d[3]), attributes_.iterations, attributes_.zeta,
+                                             stream);
         if (!succeeded(static_cast<cudaError_t>(code), "kernel")) return kFailed;
-        if (half && !succeeded(launch_convert<float, __half>(refined, outputs[0], pixels, stream), "conversion of refined"))
-            return kFailed;
+        if (half(kLogits)) {
+            const cudaError_t code = launch_convert<float, __half>(refined, outputs[0], pixels, stream);
+            if (!succeeded(code, "conversion of the result")) return kFailed;
+        }
         return kOk;
     }
 

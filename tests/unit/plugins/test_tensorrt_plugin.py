@@ -1,6 +1,7 @@
 """The TensorRT plugin, as far as a machine without a GPU can tell: what it shows, takes, refuses and says."""
 
 import ctypes
+import os
 import re
 import shutil
 import struct
@@ -11,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crf_bodies import Scene, smooth_scene
 from tensorrt_parts import crf_node, need_plugin, need_rtx, tiny_model
 
 from mal.errors import MissingPackageError, UsageError
+from mal.plugins.compile import find_nvcc
+from mal.plugins.crf_refine import reference
 from mal.plugins.crf_refine.names import DOMAIN, NAME, VERSION
 from mal.plugins.crf_refine.onnx_function import crf_function
 from mal.plugins.crf_refine.tensorrt_library import ARCHITECTURES, build_plugin, find_headers, header_version
@@ -106,6 +110,89 @@ def test_right_fields(creator: Any) -> None:
 def test_wrong_fields(creator: Any, capfd: pytest.CaptureFixture[str], fields: Any, message: str) -> None:
     assert plugin_of(creator, **fields) is None
     assert capfd.readouterr().err.strip() == f"mal::CRFRefine: {message}"
+
+
+@pytest.fixture(scope="module")
+def harness(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that drives the plugin as TensorRT would (tensorrt_harness.cpp)."""
+    program = tmp_path_factory.mktemp("harness") / "harness"
+    words = [find_nvcc(), "-cudart", "static", "-std=c++17", "-Xcompiler", "-Wno-deprecated-declarations"]
+    words += [
+        "-isystem",
+        str(find_headers()),
+        "-x",
+        "cu",
+        str(Path(__file__).with_name("tensorrt_harness.cpp")),
+        "-ldl",
+    ]
+    done = subprocess.run([*words, "-o", str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return program
+
+
+def test_what_it_answers_tensorrt(library: Path, harness: Path) -> None:
+    done = subprocess.run([str(harness), str(library)], capture_output=True, text=True, check=True)
+    answers = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    # Serialised, made again, copied, attached to a context: the same two values in objects of their own.
+    fields = {answers.pop(name) for name in ("fields", "again", "copy", "attached")}
+    assert fields == {"iterations=7,zeta=0.25"}
+    assert answers.pop("objects") == "1"
+    # logits, guide, inside, refined: float or half each, the result as the logits; nothing but linear.
+    assert set(answers.pop("formats").split(",")) == {
+        f"{logits}{guide}{inside}{logits}" for logits in "fh" for guide in "fh" for inside in "fh"
+    }
+    assert answers.pop("packed") == "0"
+    # Free batch with one map or one each is fine; 4 channels, another width, 3 axes are not.
+    assert answers.pop("configure") == "0 0 1 1 1"
+    # Only half logits (in and out) and half maps need copies, of 64 crops or of the one map.
+    map_bytes = 48 * 48 * 4
+    assert answers.pop("workspace") == f"0 {2 * 64 * map_bytes} {map_bytes} {3 * 64 * map_bytes}"
+    assert answers.pop("change") == "0 0 1"
+    assert answers.pop("logged") == (
+        "mal::CRFRefine: inside must be (1 or B, 1, h, w) to go with logits (5, 1, 48, 48), got (2, 1, 48, 48)"
+    )
+    assert answers.pop("empty") == "0"
+    assert not answers
+
+
+def run_plugin(harness: Path, library: Path, scene: Scene, types: str) -> subprocess.CompletedProcess[bytes]:
+    batch, _, height, width = scene.logits.shape
+    numbers = (batch, height, width, len(scene.inside), ITERATIONS[0][0], ZETA[0][0])
+    arrays = [array.astype(HALF_OR_FLOAT[letter]).tobytes() for array, letter in zip(scene, types, strict=True)]
+    words = [str(harness), str(library), "run", *map(str, numbers), types]
+    return subprocess.run(words, input=b"".join(arrays), capture_output=True, check=False)
+
+
+HALF_OR_FLOAT = {"h": np.float16, "f": np.float32}
+
+
+@pytest.mark.parametrize(("types", "what"), [("fff", "kernel"), ("hff", "conversion of logits")])
+def test_no_gpu_is_a_failure_with_a_reason(harness: Path, library: Path, types: str, what: str) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("there may be a GPU")
+    done = run_plugin(harness, library, smooth_scene(np.random.default_rng(0), 2, 8, 8), types)
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith(f"mal::CRFRefine: {what} failed: CUDA driver")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("types", ["fff", "fhf", "hhh", "ffh"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 48, 48), (3, 33, 7)], ids=str)
+def test_it_answers_to_the_judge(
+    harness: Path, shape: tuple[int, int, int], types: str, rng: np.random.Generator
+) -> None:
+    if not shutil.which("nvidia-smi") and os.environ.get("MAL_REQUIRE_GPU") != "1":
+        pytest.skip("needs a CUDA GPU")
+    scene = smooth_scene(rng, *shape)
+    seen = Scene(
+        *(array.astype(HALF_OR_FLOAT[kind]).astype(np.float32) for array, kind in zip(scene, types, strict=True))
+    )
+    done = run_plugin(harness, build_plugin(), scene, types)
+    assert done.returncode == 0, done.stderr.decode()
+    refined = np.frombuffer(done.stdout, HALF_OR_FLOAT[types[0]]).reshape(scene.logits.shape)
+    expected = reference.crf_refine(*seen, int(ITERATIONS[0][0]), float(ZETA[0][0]))
+    # Weights on chip are 16-bit fixed point; half results have 11 bits of up to 2.2.
+    np.testing.assert_allclose(refined, expected, atol=2e-3 if types[0] == "h" else 1e-3)
 
 
 def test_headers_are_tensorrts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
