@@ -46,6 +46,7 @@ class MalModule(LightningModule):
         self.student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.teacher = make_teacher(self.student)
         self.config, self.round, self.crf = config, round_, crf
+        self.train()  # Lightning keeps the modes it finds, and a new BatchNorm would collect statistics
 
     def train(self, mode: bool = True) -> "MalModule":
         """Switch to training; the teacher never does."""
