@@ -38,20 +38,15 @@ constexpr int kOk = 0, kFailed = 1;
 
 // ---------------------------------------------------------------- messages
 
-ILoggerFinder* logger_finder = nullptr;
-
+// To stderr, not to TensorRT's logger: ILogger's table of functions is another one in 11 than in 10, so a library built
+// against the headers of one would jump into nowhere in the other. What else we use of the headers is alike in both.
 __attribute__((format(printf, 1, 2))) void report(const char* format, ...) noexcept {
     char text[512];
-    const int start = std::snprintf(text, sizeof text, "%s::%s: ", MAL_DOMAIN, MAL_NAME);
     va_list arguments;
     va_start(arguments, format);
-    std::vsnprintf(text + start, sizeof text - start, format, arguments);
+    std::vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
-    if (logger)
-        logger->log(ILogger::Severity::kERROR, text);
-    else
-        std::fprintf(stderr, "%s\n", text);
+    std::fprintf(stderr, "%s::%s: %s\n", MAL_DOMAIN, MAL_NAME, text);
 }
 
 struct Text {
@@ -387,6 +382,5 @@ MAL_EXPORTED nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& coun
     return mal::tensorrt::creators;
 }
 
-MAL_EXPORTED void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
-    mal::tensorrt::logger_finder = finder;
-}
+// Part of the protocol; `report` tells why it is not used.
+MAL_EXPORTED void setLoggerFinder(nvinfer1::ILoggerFinder*) {}

@@ -79,13 +79,6 @@ static std::string fields_of(IPluginV3* plugin) {
     return text;
 }
 
-class Messages final : public ILogger, public ILoggerFinder {
-public:
-    void log(Severity, const AsciiChar* text) noexcept override { last = text; }
-    ILogger* findLogger() override { return this; }
-    std::string last;
-};
-
 static const DataType F = DataType::kFLOAT, H = DataType::kHALF;
 
 static int inspect(void* library) {
@@ -147,11 +140,7 @@ static int inspect(void* library) {
         const PluginTensorDesc in[3] = {tensor({5, 1, 48, 48}, F), tensor({5, 3, 48, 48}, F), tensor(inside, F)};
         return runtime->onShapeChange(in, 3, in, 1);
     };
-    std::printf("change %d %d", change({1, 1, 48, 48}), change({5, 1, 48, 48}));
-    Messages messages;
-    reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(&messages);
-    std::printf(" %d\n", change({2, 1, 48, 48}));
-    std::printf("logged %s\n", messages.last.c_str());
+    std::printf("change %d %d %d\n", change({1, 1, 48, 48}), change({5, 1, 48, 48}), change({2, 1, 48, 48}));
 
     const PluginTensorDesc nothing[3] = {tensor({0, 1, 8, 8}, F), tensor({0, 3, 8, 8}, F), tensor({1, 1, 8, 8}, F)};
     const void* inputs[3] = {};
