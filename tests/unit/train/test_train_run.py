@@ -2,6 +2,7 @@
 
 import csv
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_the_first_step_is_not_at_the_full_rate() -> None:
     shares = [lr_share(step, 875, config) for step in range(876)]
     assert shares[0] < 0.03
     assert max(shares) > 0.95
-    assert max(b - a for a, b in zip(shares, shares[1:], strict=False)) < 0.03
+    assert max(b - a for a, b in pairwise(shares)) < 0.03
     assert shares[-1] == pytest.approx(config.lr_last, rel=0.01)
 
 
