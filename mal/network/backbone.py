@@ -9,7 +9,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from mal.errors import UsageError
@@ -60,12 +59,15 @@ class Backbone(nn.Module):
     def __init__(self, name: str, size: int) -> None:
         super().__init__()
         self.name = timm_name(name)
-        with torch.device("meta"):  # the layout first; no memory, no random numbers
-            layout = _features(self.name)
-        tokens = isinstance(layout, FeatureGetterNet)
+        # The layout first; on the meta device it takes no memory and no random numbers.
+        with torch.device("meta"):
+            try:
+                layout, extra = _features(self.name, img_size=size), {"img_size": size}
+            except TypeError:  # convolutional networks take any size and no such argument
+                layout, extra = _features(self.name), {}
         info: list[dict[str, Any]] = layout.feature_info.info
         taken = _choose([int(level["reduction"]) for level in info])
-        self.net = _features(self.name, out_indices=taken, **({"img_size": size} if tokens else {}))
+        self.net = _features(self.name, out_indices=taken, **extra)
         self.channels: list[int] = self.net.feature_info.channels()
         self.strides = [_power_of_two(int(stride)) for stride in self.net.feature_info.reduction()]
         config: dict[str, Any] = timm.get_pretrained_cfg(self.name).to_dict()  # type: ignore[union-attr]
@@ -75,7 +77,11 @@ class Backbone(nn.Module):
 
     def forward(self, crops: Tensor) -> list[Tensor]:
         """Maps (B, C_i, ~S / stride_i, ~S / stride_i) of normalised crops (B, 3, S, S)."""
-        return list(self.net(crops))
+        maps: list[Tensor] = self.net(crops)
+        return [  # some transformers put the channels last
+            values if values.shape[1] == channels else values.permute(0, 3, 1, 2)
+            for values, channels in zip(maps, self.channels, strict=True)
+        ]
 
     def stem_parameters(self) -> list[nn.Parameter]:
         """Parameters before the first map of stride 4, or of the patch embedding: general edges and colours."""
@@ -91,7 +97,7 @@ class Backbone(nn.Module):
 def _features(name: str, **extra: Any) -> Any:
     try:
         return timm.create_model(name, pretrained=False, features_only=True, **extra)
-    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"backbone {name!r} cannot give feature maps: {reason}") from None
 

@@ -118,6 +118,10 @@ def load_file(file: Path, model: nn.Module) -> Report:
             raise ModelFileError(f"{file} is not a readable safetensors file: {error}") from None
     else:
         state = _read(file.read_bytes(), str(file))
+    if hasattr(model, "pos_embed"):  # a plain ViT: its position table is resampled to this size of crop
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        state = {key: value for key, value in checkpoint_filter_fn(state, model).items() if key in state}  # pyright: ignore
     return _fill(model, state, file.name)
 
 

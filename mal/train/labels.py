@@ -6,8 +6,6 @@ Round 2: the student has seen many boxes and can judge: labels that it agrees wi
 confident pixels are the label.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from mal.config import LabelConfig, Recipe, SelfTrainConfig, TrainConfig
 from mal.crops import cut_crop
-from mal.train.samples import Samples, Tick
+from mal.train.samples import Samples, Tick, in_threads
 
 OBJECT, UNKNOWN, BACKGROUND = 255, 128, 0
 Mask = NDArray[np.bool_]
@@ -42,8 +40,8 @@ class Labels:
     @classmethod
     def load(cls, path: Path) -> "Labels":
         """Read what `save` wrote."""
-        stored = np.load(path)
-        return cls(stored["maps"], stored["trust"])
+        with np.load(path) as stored:
+            return cls(stored["maps"], stored["trust"])
 
     @classmethod
     def none(cls, count: int, grid: int) -> "Labels":
@@ -61,7 +59,9 @@ def labels_from_boxes(samples: Samples, config: LabelConfig, tick: Tick | None =
         if label is not None:
             labels.maps[row], labels.trust[row] = label, trust
 
-    _in_threads(one, len(samples), tick)
+    for done, _ in enumerate(in_threads(one, range(len(samples))), 1):
+        if tick and (done % 50 == 0 or done == len(samples)):
+            tick(done, len(samples))
     return labels
 
 
@@ -237,10 +237,3 @@ def to_label_grid(probability: NDArray[np.float32], samples: Samples, config: Tr
     move = np.array([[share, 0, corner + share / 2 - 0.5], [0, share, corner + share / 2 - 0.5]])
     wide = [cv2.warpAffine(each, move, (grid, grid), flags=cv2.INTER_LINEAR) for each in probability]
     return np.round(np.stack(wide) * 255).astype(np.uint8)
-
-
-def _in_threads(work: Callable[[int], None], count: int, tick: Tick | None) -> None:
-    with ThreadPoolExecutor() as pool:
-        for done, _ in enumerate(pool.map(work, range(count)), 1):
-            if tick and (done % 100 == 0 or done == count):
-                tick(done, count)

@@ -137,10 +137,9 @@ class _Run:
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         with _bar("cutting crops") as tick:
             samples = cut_samples(self.files, config, self.cache, tick)
-        for line in samples.skipped[:20]:
-            _say(f"left out: {line}")
-        if len(samples.skipped) > 20:
-            _say(f"left out: {len(samples.skipped) - 20} more, see {self.cache / 'crops.npz'}")
+        if samples.skipped:
+            (self.out / "left_out.txt").write_text("\n".join(samples.skipped) + "\n")
+            _say(f"left out ({self.out / 'left_out.txt'}): {samples.skipped[0]}")
         aside = rows_aside(len(samples), config)
         _say(
             f"{len(samples)} boxes, {len(aside)} kept aside"
@@ -206,8 +205,7 @@ class _Run:
         config = self.config
         if not config.losses.label:
             return Labels.none(len(samples), config.labels.grid)
-        stamp = f"{config.labels.digest()}-{len(samples)}"
-        made = self.cache / f"labels-{stamp}.npz"
+        made = self.cache / f"labels-{samples.key}-{config.labels.digest()}.npz"
         if made.is_file():
             labels = Labels.load(made)
         else:

@@ -4,11 +4,13 @@ A cached crop is wider than what the network sees (1.6 x the box), so that views
 from it without touching the image again. The box is always its central part.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ from mal.errors import ImageError, InputError, OutputError
 from mal.images import find_image, read_image
 
 Tick = Callable[[int, int], None]  # done, total
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Samples:
         source: (N,) int32, which box file.
         expansion: of the cached crops.
         skipped: lines that say which boxes are not here and why.
+        key: digest of what the crops were cut from and how.
     """
 
     pixels: NDArray[np.uint8]
@@ -40,6 +45,7 @@ class Samples:
     source: NDArray[np.int32]
     expansion: float
     skipped: list[str]
+    key: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -66,31 +72,34 @@ def cut_samples(files: Sequence[BoxFile], config: TrainConfig, folder: Path, tic
         tick: called as images are done.
 
     Raises:
-        InputError: no box can be used, or the crops need more room than cache_gb.
+        InputError: no box can be used, or not even one crop fits into cache_gb.
         OutputError: the cache cannot be written.
     """
-    key = json.dumps(
-        [[file.sha256 for file in files], config.cache_expansion, config.cache_size, config.min_side, config.fill]
-    )
-    stamp, table, pixels = folder / "crops.json", folder / "crops.npz", folder / "crops.npy"
-    if stamp.is_file() and stamp.read_text() == key:
-        found = np.load(table)
-        return Samples(
-            np.load(pixels, mmap_mode="r"),
-            found["valid"],
-            found["source"],
-            config.cache_expansion,
-            [str(line) for line in found["skipped"]],
-        )
+    table, pixels = folder / "crops.npz", folder / "crops.npy"
+    key = _key(files, config)
+    if table.is_file():
+        with np.load(table) as found:
+            if str(found["key"]) == key:
+                valid, skipped = found["valid"], [str(line) for line in found["skipped"]]
+                kept = np.load(pixels, mmap_mode="r")[: len(valid)]
+                return Samples(kept, valid, found["source"], config.cache_expansion, skipped, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stamp.unlink(missing_ok=True)
-        samples = _cut(files, config, pixels, tick or (lambda done, total: None))
-        np.savez(table, valid=samples.valid, source=samples.source, skipped=np.array(samples.skipped, str))
-        stamp.write_text(key)
+        table.unlink(missing_ok=True)
+        samples = replace(_cut(files, config, pixels, tick or (lambda done, total: None)), key=key)
+        lines = np.array(samples.skipped, str)
+        np.savez(table, valid=samples.valid, source=samples.source, skipped=lines, key=np.array(key))
     except OSError as error:
         raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
     return samples
+
+
+def _key(files: Sequence[BoxFile], config: TrainConfig) -> str:
+    settings = config.model_dump(
+        mode="json", include={"cache_expansion", "cache_size", "cache_gb", "min_side", "fill", "seed"}
+    )
+    text = json.dumps([[file.sha256 for file in files], settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -126,17 +135,34 @@ def _jobs(files: Sequence[BoxFile], config: TrainConfig, skipped: list[str]) -> 
     return jobs, total
 
 
+def _draw(jobs: list[_Job], room: int, config: TrainConfig, skipped: list[str]) -> tuple[list[_Job], int]:
+    """As many images, drawn at random, as there is room for the crops of; in their old order."""
+    drawn: list[_Job] = []
+    total = 0
+    for index in np.random.default_rng((config.seed, 11)).permutation(len(jobs)):
+        if total + len(jobs[index].rows) <= room:
+            drawn.append(jobs[index])
+            total += len(jobs[index].rows)
+    if not drawn:
+        raise InputError(f"cache_gb={config.cache_gb:g} has room for {room} crops; raise it or lower cache_size")
+    left = sum(len(job.rows) for job in jobs) - total
+    skipped.append(f"{left} boxes: cache_gb={config.cache_gb:g} has room for {room} crops; drawn at random by image")
+    ordered: list[_Job] = []
+    first = 0
+    for job in sorted(drawn, key=lambda job: job.first):
+        ordered.append(replace(job, first=first))
+        first += len(job.rows)
+    return ordered, total
+
+
 def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) -> Samples:
     skipped: list[str] = []
     jobs, total = _jobs(files, config, skipped)
     if not total:
         raise InputError(f"no usable box in {', '.join(str(file.path) for file in files)}: {'; '.join(skipped)}")
     size = config.cache_size
-    if (need := total * size * size * 3 / 2**30) > config.cache_gb:
-        raise InputError(
-            f"the crops of {total} boxes need {need:.1f} GB, cache_gb is {config.cache_gb:g}; "
-            "raise it, lower cache_size, or give fewer boxes"
-        )
+    if (room := int(config.cache_gb * 2**30 / (size * size * 3))) < total:
+        jobs, total = _draw(jobs, room, config, skipped)
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size, 3))
     valid, source = np.zeros((total, 4), np.float32), np.full(total, -1, np.int32)
 
@@ -161,11 +187,10 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) 
         lost = int((~usable).sum())
         return f"{name}: {lost} boxes outside the image" if lost else None
 
-    with ThreadPoolExecutor() as pool:
-        for done, problem in enumerate(pool.map(one, jobs), 1):
-            if problem:
-                skipped.append(problem)
-            tick(done, len(jobs))
+    for done, problem in enumerate(in_threads(one, jobs), 1):
+        if problem:
+            skipped.append(problem)
+        tick(done, len(jobs))
     kept = np.flatnonzero(source >= 0)
     if not len(kept):
         raise InputError(f"no image of {', '.join(str(file.path) for file in files)} can be read: {skipped[-1]}")
@@ -174,3 +199,12 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) 
             pixels[to] = pixels[row]
     pixels.flush()
     return Samples(pixels[: len(kept)], valid[kept], source[kept], config.cache_expansion, skipped)
+
+
+def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Results in order, made by threads; when the consumer stops (Ctrl-C), so does the work."""
+    pool = ThreadPoolExecutor()
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)

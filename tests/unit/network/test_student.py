@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -25,7 +26,9 @@ def student() -> Student:
     return Student(SMALL).eval()
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet10t", "vit-deit-tiny/16", "convnext_atto"])
+@pytest.mark.parametrize(
+    "backbone", ["mobilenetv2_035", "resnet10t", "vit-deit-tiny/16", "swin_tiny_patch4_window7_224"]
+)
 def test_every_kind_of_backbone_gives_logits_at_stride_four(backbone: str) -> None:
     student = Student(ModelConstants(backbone=backbone, size=64, width=8)).eval()
     with torch.no_grad():
@@ -113,6 +116,17 @@ def test_weights_of_a_user_are_taken_by_name_and_what_did_not_fit_is_said(studen
     assert report.unexpected == ["classifier.weight"]
     assert len(report.missing) == len(net.state_dict()) - len(state)
     assert net.state_dict()["bn1.weight"].unique().tolist() == [2]
+
+
+def test_the_position_table_of_a_vit_is_resampled(tmp_path: Path) -> None:
+    """Weights for crops of 224 (14 x 14 patches) serve a student of 64 (4 x 4)."""
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    torch.save(whole.state_dict(), tmp_path / "vit.pth")
+    net = Backbone("vit_tiny_patch16_224", 64).net.model
+    report = load_file(tmp_path / "vit.pth", net)
+    assert "pos_embed" in report.matched
+    assert report.missing == []
+    assert torch.equal(net.pos_embed[:, 0], whole.pos_embed[:, 0])
 
 
 def test_weights_that_match_nothing_or_run_code_are_refused(student: Student, tmp_path: Path) -> None:

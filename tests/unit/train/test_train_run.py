@@ -57,6 +57,13 @@ def test_one_box_is_enough_and_everything_promised_is_written(make_data, quick: 
     assert list((out / "tensorboard").rglob("events*"))
 
 
+def test_what_was_left_out_is_listed(make_data, quick: TrainConfig) -> None:
+    boxes = make_data(3)
+    (boxes.parent / "images" / "1.png").unlink()
+    train(quick.model_copy(update={"rounds": (4,)}), boxes, None, boxes.parent / "run", "none")
+    assert "1.png" in (boxes.parent / "run" / "left_out.txt").read_text()
+
+
 def test_masks_in_the_file_change_nothing(make_data, quick: TrainConfig) -> None:
     plain, masked = make_data(2, "plain"), make_data(2, "masked", segmentation=[[1, 2, 3, 4, 5, 6]], area=12)
     assert same(*(train(quick, path, None, path.parent / "run", "none") for path in (plain, masked)))

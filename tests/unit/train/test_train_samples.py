@@ -39,6 +39,7 @@ def test_what_cannot_be_trained_on_is_said(make_data, quick: TrainConfig, tmp_pa
     samples = cut_samples(files, quick, tmp_path / "cache")
     assert samples.source.tolist() == [0, 0, 1, 2]
     assert samples.pixels[:, 48, 48].min() > 140  # the gaps are closed
+    assert len(cut_samples(files, quick, tmp_path / "cache")) == 4  # found again
     text = "\n".join(samples.skipped)
     assert "1 crowd" in text
     assert "1 boxes outside the image" in text
@@ -51,9 +52,15 @@ def test_no_usable_box_is_an_error_that_says_why(make_data, quick: TrainConfig, 
         cut_samples([open_boxes(path)], quick, tmp_path / "cache")
 
 
-def test_the_cache_is_bounded(make_data, quick: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cache_gb"):
-        cut_samples([open_boxes(make_data(3))], quick.model_copy(update={"cache_gb": 1e-6}), tmp_path / "cache")
+def test_the_cache_is_bounded_and_what_has_no_room_is_said(make_data, quick: TrainConfig, tmp_path: Path) -> None:
+    files, crop = [open_boxes(make_data(5))], 96 * 96 * 3 / 2**30
+    whole = cut_samples(files, quick, tmp_path / "whole")
+    part = cut_samples(files, quick.model_copy(update={"cache_gb": 2.5 * crop}), tmp_path / "part")
+    assert len(part) == 2
+    assert all(any(np.array_equal(crop, other) for other in whole.pixels) for crop in part.pixels)
+    assert "3 boxes: cache_gb" in part.skipped[0]
+    with pytest.raises(InputError, match="room for 0"):
+        cut_samples(files, quick.model_copy(update={"cache_gb": 1e-9}), tmp_path / "none")
 
 
 def test_a_second_run_finds_the_crops_cut_unless_the_boxes_changed(
