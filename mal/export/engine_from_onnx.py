@@ -124,7 +124,7 @@ def build_engine(
             f"the model refines its masks and an engine needs the plugin {DOMAIN}::{NAME} for it: "
             "run `mal plugins build`, or export with --refine 0"
         )
-    trt = _load(package)
+    trt = load_tensorrt(package)
     make_parser_safe()
     log = _log(trt)
     log.errors.clear()
@@ -132,6 +132,23 @@ def build_engine(
     with _plugin_registered(trt, plugin if nodes else None):
         plan = _build(trt, log, content, profile, chips, nodes)
     return Engine(plan, content, package, trt.__version__, profile, chips, plugin if nodes else None)
+
+
+def load_tensorrt(package: str) -> ModuleType:
+    """Import a TensorRT.
+
+    Raises:
+        MissingPackageError: it is not installed, or a library of it is missing.
+        UsageError: it is none.
+    """
+    if package not in _EXTRA:
+        raise UsageError(f"unknown TensorRT {package!r}; expected {' or '.join(_EXTRA)}")
+    try:
+        return importlib.import_module(package)
+    except (ImportError, OSError) as error:  # OSError: installed, and a library of it is missing
+        raise MissingPackageError(
+            f'cannot load {package} ({_line(str(error))}): pip install "mask-auto-labeler[{_EXTRA[package]}]"'
+        ) from None
 
 
 def _build(trt: Any, log: Any, content: bytes, profile: Profile, chips: Sequence[int], nodes: int) -> bytes:
@@ -177,17 +194,6 @@ def _read(content: bytes) -> onnx.ModelProto:
         return onnx.load_from_string(content)
     except Exception as error:  # protobuf's own error class, without a public name
         raise ModelFileError(f"not an ONNX model: {_line(str(error))}") from None
-
-
-def _load(package: str) -> ModuleType:
-    if package not in _EXTRA:
-        raise UsageError(f"unknown TensorRT {package!r}; expected {' or '.join(_EXTRA)}")
-    try:
-        return importlib.import_module(package)
-    except (ImportError, OSError) as error:  # OSError: installed, and a library of it is missing
-        raise MissingPackageError(
-            f'cannot load {package} ({_line(str(error))}): pip install "mask-auto-labeler[{_EXTRA[package]}]"'
-        ) from None
 
 
 def _chips(trt: Any, package: str, wanted: Sequence[int] | None, model: onnx.ModelProto) -> tuple[int, ...]:

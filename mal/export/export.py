@@ -1,7 +1,8 @@
-"""`mal export`: a student in, one checked ONNX file and its manifest out."""
+"""`mal export`: a student in; out come one checked ONNX file, an engine of it if wished, and their manifests."""
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,14 @@ from mal.errors import ModelFileError, OutputError, UsageError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from mal.export.engine_from_onnx import Engine
     from mal.export.parity import Model
 
+# What a target's file is called, and the module that builds its engine.
+_SUFFIX = {"onnx": ".onnx", "tensorrt-rtx": ".plan"}
+_BUILDER = {"tensorrt-rtx": "tensorrt_rtx"}
 _LATER = {
     "tensorrt": "write ONNX and build the engine with trtexec --onnx=model.onnx --stronglyTyped",
-    "tensorrt-rtx": "write ONNX and build the engine with TensorRT-RTX's own tools",
     "deepstream": "write ONNX and give it to nvinfer",
     "triton": "write ONNX and give it to Triton's ONNX Runtime backend",
 }
@@ -38,14 +42,22 @@ class ExportReport:
     def text(self) -> str:
         """Lines for the terminal; the first says which source was taken."""
         megabytes = self.manifest["bytes"] / 1e6
+        engine = self.manifest.get("engine")
         return "\n".join(
             [
                 f"source  {self.source}  ({self.manifest['constants']['name']}, licence {self.manifest['licence']})",
                 *(f"parity  {line}" for line in self.parity),
+                *([f"engine  {_engine_line(engine)}"] if engine else []),
                 f"wrote   {self.output}  {megabytes:.1f} MB  {self.manifest['target']} {self.manifest['precision']}  "
                 f"refine {self.manifest['refine']}",
             ]
         )
+
+
+def _engine_line(engine: dict[str, Any]) -> str:
+    chips = " ".join(map(str, engine["compute_capabilities"]))
+    plugin = f"  needs {engine['plugin']}" if engine["plugin"] else ""
+    return f"{engine['tensorrt']}  compute capabilities {chips}  crops {engine['profile']}  of {engine['onnx']}{plugin}"
 
 
 def export_model(
@@ -61,25 +73,33 @@ def export_model(
     Args:
         source: checkpoint (.safetensors), FP32 ONNX of ours, RUN folder (its student.safetensors), or "student",
             the shipped one; None: the shipped one.
-        precision: "fp32".
+        precision: "fp32" or "fp16".
         refine: CRF iterations in the graph, 0 none; None: the model's own constant.
-        target: "onnx"; None: "onnx".
-        output: file to write; None: model.onnx. The manifest goes to `output` + ".json".
+        target: "onnx" or "tensorrt-rtx"; None: "onnx".
+        output: file to write; None: model.onnx or model.plan. The manifest goes to `output` + ".json". An engine
+            leaves the ONNX it was built from beside it, with a manifest of its own.
 
     Raises:
         UsageError: a precision or target that is not available yet, a suffix that contradicts the target, an output
             that is the source, or refine < 0.
         ModelFileError: the source is missing, damaged or not ours.
         ParityError: the exported model does not answer like its source.
+        MissingPackageError: the target's TensorRT or our plugin for it is not to be had.
+        EngineError: TensorRT refused the model.
         OutputError: the output cannot be written.
         ModuleNotFoundError: torch, onnx or onnxruntime is not installed (`mal` names the extra).
     """
     target = target or "onnx"
-    path = output or Path("model.onnx")
+    path = output or Path("model").with_suffix(_SUFFIX.get(target, ".onnx"))
     _check_wishes(precision, refine, target, path)
     found = find_source(source)
-    if path.exists() and path.samefile(found):
-        raise UsageError(f"--output {path} is the source itself; choose another name")
+    onnx_path = path if target == "onnx" else path.with_suffix(".onnx")
+    if onnx_path.exists() and onnx_path.samefile(found):
+        raise UsageError(f"--output {path} would overwrite the source {found}; choose another name")
+    if target in _BUILDER:
+        from mal.export.engine_from_onnx import load_tensorrt
+
+        load_tensorrt(_BUILDER[target])  # what is missing is better said before minutes of work
 
     from mal.export.gate_crops import gate_crops
     from mal.export.manifest import dump, make_manifest, manifest_path
@@ -101,13 +121,35 @@ def export_model(
         refined = compare_refined(onnx_model(model), plain, crops, model, constants)
         figures["refinement"] = refined.to_json()
         lines.append(refined.text())
+    if precision == "fp16":
+        from mal.export.precision import compare_precision, to_fp16
+
+        half = to_fp16(model)
+        agreement = compare_precision(onnx_model(half), onnx_model(model), crops, constants)
+        figures["precision"] = agreement.to_json()
+        lines.append(agreement.text())
+        model = half
 
     content = model.SerializeToString(deterministic=True)
-    manifest = make_manifest(content, constants, target=target, precision=precision, source=found, parity=figures)
+    about = partial(make_manifest, constants=constants, precision=precision, source=found, parity=figures)
+    made = [(onnx_path, content, about(content, target="onnx"))]
+    if target in _BUILDER:
+        engine = _build(content, _BUILDER[target], bool(constants.crf_iterations))
+        manifest = about(engine.plan, target=target)
+        manifest["engine"] = {"onnx": onnx_path.name, **engine.to_json()}
+        made.append((path, engine.plan, manifest))
     # The manifest first: a model without one never lies around, a manifest tells its model by the hash.
-    _write(manifest_path(path), dump(manifest))
-    _write(path, content)
-    return ExportReport(found, path, manifest, tuple(lines))
+    for file, data, manifest in made:
+        _write(manifest_path(file), dump(manifest))
+        _write(file, data)
+    return ExportReport(found, path, made[-1][2], tuple(lines))
+
+
+def _build(content: bytes, package: str, refined: bool) -> "Engine":
+    from mal.export.engine_from_onnx import build_engine
+    from mal.plugins.crf_refine.tensorrt_library import build_plugin
+
+    return build_engine(content, package=package, plugin=build_plugin() if refined else None)
 
 
 def find_source(source: Path | str | None) -> Path:
@@ -136,16 +178,17 @@ def find_source(source: Path | str | None) -> Path:
 def _check_wishes(precision: str, refine: int | None, target: str, path: Path) -> None:
     if target in _LATER:
         raise UsageError(f"--target {target} comes with a later version; {_LATER[target]}")
-    if target != "onnx":
-        raise UsageError(f"unknown target {target!r}; expected onnx")
-    if precision != "fp32":
-        raise UsageError(f"--{precision} comes with a later version; leave it out for FP32")
+    if target not in _SUFFIX:
+        raise UsageError(f"unknown target {target!r}; expected {' or '.join(_SUFFIX)}")
+    if precision not in ("fp32", "fp16"):
+        raise UsageError(f"--{precision} comes with a later version; expected --fp16, or nothing for FP32")
     if refine is not None and refine < 0:
         raise UsageError(f"--refine {refine}: expected a number of iterations, 0 for none")
     if path.is_dir():
-        raise UsageError(f"--output {path} is a folder; target onnx writes a file, e.g. {path / 'model.onnx'}")
-    if path.suffix.lower() != ".onnx":
-        raise UsageError(f"--output {path} contradicts target onnx; its name must end in .onnx")
+        example = path / f"model{_SUFFIX[target]}"
+        raise UsageError(f"--output {path} is a folder; target {target} writes a file, e.g. {example}")
+    if path.suffix.lower() != _SUFFIX[target]:
+        raise UsageError(f"--output {path} contradicts target {target}; its name must end in {_SUFFIX[target]}")
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
 

@@ -13,7 +13,8 @@ from onnx import ModelProto, NodeProto, TensorProto, TensorShapeProto, checker, 
 from mal.config import ModelConstants
 from mal.errors import ModelFileError
 from mal.export.static_shapes import remove_unused
-from mal.plugins.crf_refine.onnx_function import DOMAIN, NAME, crf_function, crf_node
+from mal.plugins.crf_refine.names import DOMAIN, NAME
+from mal.plugins.crf_refine.onnx_function import crf_function, crf_node
 
 _UNREFINED, _GUIDE, _INSIDE = "unrefined", "crf_guide", "crf_inside"
 

@@ -1,42 +1,29 @@
-"""The compiled bodies: built for this machine, kept in the user's cache by the hash of their sources.
+"""The compiled CPU body, and `mal plugins build`.
 
-host.cpp  g++    libmal_crf_host-<hash>.so    CPU
-cuda.cu   nvcc   libmal_crf_cuda-<hash>.so    GPUs
+host.cpp                      g++    libmal_crf_host-<hash>.so        this machine's CPU
+cuda.cu, tensorrt_plugin.cu   nvcc   libmal_crf_tensorrt-<hash>.so    GPUs, in TensorRT (tensorrt_library.py)
 """
 
 import ctypes
-import hashlib
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mal.errors import MissingPackageError, ShapeError
+from mal.plugins.compile import compile_library, find_compiler
 from mal.plugins.crf_refine.contract import check
 
 _FOLDER = Path(__file__).parent
-_HOST_SOURCES = ("host.cpp", "crf_refine.cuh")
 # No -ffast-math: NaN has a meaning here.
 HOST_FLAGS = (
     "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread",
 )  # fmt: skip
 
 Floats = NDArray[np.float32]
-
-
-class Built(NamedTuple):
-    """What became of one body."""
-
-    name: str
-    path: Path | None
-    problem: str  # empty when built
 
 
 def crf_refine(
@@ -75,7 +62,7 @@ def build_host(folder: Path | None = None, flags: tuple[str, ...] = (), source: 
     """Compile the CPU kernel, unless the cache holds it already.
 
     Args:
-        folder: where to keep it; None: `cache_folder()`.
+        folder: where to keep it; None: the user's cache.
         flags: further compiler flags.
         source: folder with other sources; None: this package's.
 
@@ -83,27 +70,27 @@ def build_host(folder: Path | None = None, flags: tuple[str, ...] = (), source: 
         MissingPackageError: no C++ compiler, or it failed.
     """
     source = source or _FOLDER
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
-    if compiler is None:
-        raise MissingPackageError(
-            "the CRF kernel needs a C++ compiler: install g++ (Debian: apt install g++) or set CXX"
-        )
-    words = [*HOST_FLAGS, *flags]
-    # The processor is part of the key: -march=native on a shared home folder must not meet another machine.
-    key = _hash([*(source / name for name in _HOST_SOURCES)], " ".join([compiler, *words]), _processor())
-    target = (folder or cache_folder()) / f"libmal_crf_host-{key}.so"
-    if not target.is_file():
-        _compile([compiler, *words, "-shared", "-fPIC", str(source / "host.cpp")], target)
-    return target
+    return compile_library(
+        "mal_crf_host",
+        [find_compiler(), *HOST_FLAGS, *flags, "-fPIC"],
+        [source / "host.cpp"],
+        reads=[source / "crf_refine.cuh"],
+        # -march=native on a shared home folder must not meet another machine.
+        key=_processor(),
+        folder=folder,
+    )
 
 
 def build_all() -> list[str]:
-    """Build what this machine can have; one line for each body."""
+    """Build what this machine can have; one line for each library."""
+    from mal.plugins.crf_refine.tensorrt_library import build_plugin
+
     lines: list[str] = []
-    try:
-        lines.append(f"cpu   {build_host()}")
-    except MissingPackageError as error:
-        lines.append(f"cpu   not built: {error}")
+    for name, build in (("cpu", build_host), ("tensorrt", build_plugin)):
+        try:
+            lines.append(f"{name:8}  {build()}")
+        except MissingPackageError as error:
+            lines.append(f"{name:8}  not built: {error}")
     return lines
 
 
@@ -114,11 +101,6 @@ def available() -> bool:
     except MissingPackageError:
         return False
     return True
-
-
-def cache_folder() -> Path:
-    """Where compiled bodies are kept: `mal` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mal"
 
 
 def load_host(path: Path) -> ctypes.CDLL:
@@ -145,29 +127,6 @@ def _as_float32(name: str, array: NDArray[np.generic]) -> Floats:
     if not np.issubdtype(array.dtype, np.floating):
         raise ShapeError(f"{name} must be floating-point numbers, got {array.dtype}")
     return np.ascontiguousarray(array, np.float32)
-
-
-def _compile(command: list[str], target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            part = Path(folder) / target.name
-            done = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                problem = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise MissingPackageError(f"{command[0]} cannot compile the CRF kernel: {problem}")
-            os.replace(part, target)  # whole or not at all, also when two processes build at once
-    except OSError as error:
-        raise MissingPackageError(f"cannot build the CRF kernel in {target.parent}: {error.strerror}") from None
-
-
-def _hash(files: list[Path], *texts: str) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _processor() -> str:

@@ -13,24 +13,17 @@ import numpy as np
 from onnx import FunctionProto, NodeProto, helper, parser
 
 from mal.plugins.crf_refine.contract import HIGH, LIMIT, LOW
+from mal.plugins.crf_refine.names import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
 
-DOMAIN, NAME, VERSION = "mal", "CRFRefine", "1"
 OPSET = 20
 
 
 def crf_node(logits: str, guide: str, inside: str, refined: str, iterations: int, zeta: float) -> NodeProto:
     """The node; the arguments are names of values, then the attributes."""
-    return helper.make_node(
-        NAME,
-        [logits, guide, inside],
-        [refined],
-        name="crf_refine",
-        domain=DOMAIN,
-        iterations=iterations,
-        zeta=float(zeta),
-        plugin_namespace=DOMAIN,
-        plugin_version=VERSION,
-    )
+    node = helper.make_node(NAME, [logits, guide, inside], [refined], name="crf_refine", domain=DOMAIN)
+    attributes = {ITERATIONS: iterations, ZETA: float(zeta), "plugin_namespace": DOMAIN, "plugin_version": VERSION}
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return node
 
 
 def crf_function() -> FunctionProto:
@@ -56,7 +49,7 @@ _PLACES = [(y, x) for y in range(3) for x in range(3)]
 _ONE_HOT = ", ".join(str(value) for value in np.eye(9).ravel().tolist())
 _TEXT = f"""
 <domain: "{DOMAIN}", opset_import: ["": {OPSET}]>
-{NAME}<iterations, zeta, plugin_namespace, plugin_version>(logits, guide, inside) => (refined) {{
+{NAME}<{ITERATIONS}, {ZETA}, plugin_namespace, plugin_version>(logits, guide, inside) => (refined) {{
     zero = Constant<value_float = 0.0>()
     one = Constant<value_float = 1.0>()
     tiny = Constant<value_float = 1e-30>()
@@ -82,7 +75,7 @@ _TEXT = f"""
     padded = Pad(colours, border)
     {"".join(_weight(y, x) for y, x in _PLACES)}
     apart = Concat<axis = 1>({", ".join(f"apart_{y}{x}" for y, x in _PLACES)})
-    scale_zeta = Constant<value_float: float = @zeta>()
+    scale_zeta = Constant<value_float: float = @{ZETA}>()
     scale_square = Mul(scale_zeta, scale_zeta)
     minus_half = Constant<value_float = -0.5>()
     scale = Div(minus_half, scale_square)
@@ -101,7 +94,7 @@ _TEXT = f"""
     first = Log(odds)
 
     window = Constant<value = float[9, 1, 3, 3] {{{_ONE_HOT}}}>()
-    trips = Constant<value_int: int = @iterations>()
+    trips = Constant<value_int: int = @{ITERATIONS}>()
     go_on = Constant<value = bool {{1}}>()
     last = Loop(trips, go_on, first)<body = step (int64 trip, bool before, float[batch, 1, rows, columns] state)
         => (bool after, float[batch, 1, rows, columns] next) {{

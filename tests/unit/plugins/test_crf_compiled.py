@@ -41,11 +41,6 @@ def test_sources_that_do_not_compile(tmp_path: Path) -> None:
         compiled.build_host(tmp_path / "cache", source=tmp_path)
 
 
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compiled.cache_folder() == tmp_path / "mal"
-
-
 @pytest.mark.usefixtures("kernel")
 def test_strides_and_types_do_not_matter(rng: np.random.Generator) -> None:
     logits, guide, inside = smooth_scene(rng, 3, 20, 30)
