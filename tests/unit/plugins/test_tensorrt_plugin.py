@@ -237,6 +237,11 @@ def code_in(library: Path) -> set[tuple[str, int]]:
 
 
 @pytest.mark.slow
+def test_same_sources_same_bytes(library: Path, tmp_path: Path) -> None:
+    assert build_plugin((86,), tmp_path).read_bytes() == library.read_bytes()  # manifests name it by its hash
+
+
+@pytest.mark.slow
 def test_code_for_every_chip(library: Path) -> None:
     known = {int(name) for name in re.findall(r"compute_(\d+)", tool("nvcc", "--list-gpu-arch"))}
     expected = {("elf", chip) for chip in ARCHITECTURES if chip in known}
