@@ -270,6 +270,8 @@ class TrainConfig(Settings):
     unlabelled_share: float = Field(
         default=0.3, ge=0, le=1, description="Boxes without a label are drawn so much less."
     )
+    refine_iterations: int = Field(3, ge=0, description="CRF steps of the finished student; see docs/crf.md.")
+    refine_zeta: float = Field(0.05, gt=0, description="... and their colour scale.")
     labels: LabelConfig = LabelConfig()
     self_train: SelfTrainConfig = SelfTrainConfig()
     losses: LossConfig = LossConfig()

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from mal.config import ModelConstants
 from mal.network.backbone import Backbone
@@ -54,6 +55,10 @@ class Student(nn.Module):
     def logits(self, crops: Tensor, box: Tensor | None = None) -> Tensor:
         """Logits alone, as `forward` gives them: what the losses need."""
         return self.head(self.backbone((crops - self.mean) / self.std), box).float()
+
+    def guide(self, crops: Tensor) -> Tensor:
+        """Colours that CRF refinement compares: (B, 3, S/4, S/4), the normalised crops averaged over each cell."""
+        return avg_pool2d((crops - self.mean) / self.std, 4)
 
     def train(self, mode: bool = True) -> "Student":
         """Switch to training; BatchNorm keeps the statistics of the pretraining (batches here are small)."""

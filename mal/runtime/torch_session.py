@@ -18,6 +18,7 @@ except ImportError as _error:
 
 from mal.network.checkpoint import load_student
 from mal.network.deploy import DeployStudent
+from mal.plugins.crf_refine.torch_body import crf_refine
 
 
 class TorchSession:
@@ -35,8 +36,15 @@ class TorchSession:
     def run(self, crops: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Session.run`."""
         check_crops(crops, self.constants.size)
+        constants = self.constants
         with torch.inference_mode():
-            logits, scores = self._model(torch.from_numpy(crops).to(self.device))
+            batch = torch.from_numpy(crops).to(self.device)
+            logits, scores = self._model(batch)
+            if constants.crf_iterations:
+                student = self._model.student
+                logits = crf_refine(
+                    logits, student.guide(batch), student.inside, constants.crf_iterations, constants.crf_zeta
+                )
         return logits[:, 0].float().cpu().numpy(), scores.float().cpu().numpy()
 
     def close(self) -> None:

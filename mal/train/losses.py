@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mal.plugins.crf_refine.torch_body import crf_refine
 
 EPSILON = 0.002
 
@@ -54,16 +56,13 @@ def label_loss(logits: Tensor, target: Tensor, known: Tensor, trust: Tensor) -> 
 
 
 @torch.no_grad()
-def crf_target(student: Tensor, teacher: Tensor, crops: Tensor, inside: Tensor, iterations: int, zeta: float) -> Tensor:
+def crf_target(student: Tensor, teacher: Tensor, guide: Tensor, inside: Tensor, iterations: int, zeta: float) -> Tensor:
     """What the mean of both networks becomes when colours vote: (B, 1, h, w) of 0 and 1. Source: mal.md §4.2.
 
     Args:
         student, teacher: probabilities.
-        crops: (B, 3, S, S) the student's crops in units of the normalisation.
+        guide: (B, 3, h, w) colours, as `Student.guide` gives them.
         inside: share of the box in each cell.
     """
-    from mal.plugins.crf_refine.torch_body import crf_refine
-
-    guide = interpolate(crops, size=student.shape[-2:], mode="area")
     mean = ((student + teacher) / 2).clamp(1e-4, 1 - 1e-4)
     return (crf_refine(torch.logit(mean), guide, inside, iterations, zeta) > 0).to(student.dtype)

@@ -99,7 +99,7 @@ class MalModule(LightningModule):
                 target = losses.crf_target(
                     p.detach(),
                     teacher,
-                    (crops - self.student.mean) / self.student.std,
+                    self.student.guide(crops),
                     losses.area_map(batch["box"], size),
                     weights.crf_iterations,
                     weights.crf_zeta,

@@ -340,7 +340,8 @@ def _origin(config: TrainConfig, files: list[BoxFile], before: ModelConstants | 
         "training_data": data,
         "revision": _revision(),
         "config_hash": config.digest(),
-        "crf_zeta": config.losses.crf_zeta,
+        "crf_iterations": config.refine_iterations,
+        "crf_zeta": config.refine_zeta,
     }
 
 

@@ -47,3 +47,19 @@ def test_a_damaged_checkpoint_is_a_model_file_error(checkpoint: Path, tmp_path: 
 def test_a_gpu_that_is_not_there_is_an_error(checkpoint: Path) -> None:
     with pytest.raises(DeviceError, match=r"cuda:0 was asked for and cannot be used: torch .* sees 0 GPUs"):
         open_session(checkpoint, "cuda")
+
+
+def test_refines_like_the_exported_graph(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A checkpoint whose constants ask for refinement gives what its ONNX file gives."""
+    pytest.importorskip("onnx")
+    from mal.export.export import export_model
+
+    torch.manual_seed(0)
+    constants = ModelConstants(backbone="mobilenetv2_035", size=64, crf_iterations=3, crf_zeta=0.05)
+    save_student(tmp_path / "student.safetensors", Student(constants), constants)
+    export_model(str(tmp_path / "student.safetensors"), output=tmp_path / "student.onnx")
+    crops = rng.uniform(0, 255, (3, 3, 64, 64)).astype(np.float32)
+    expected, _ = open_session(tmp_path / "student.onnx", "cpu").run(crops)
+    refined, _ = open_session(tmp_path / "student.safetensors", "cpu").run(crops)
+    np.testing.assert_allclose(refined, expected, atol=1e-4)
+    assert np.abs(expected).max() <= np.log(9) + 1e-5  # refined at all: the state is clamped there

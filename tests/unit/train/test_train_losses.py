@@ -70,12 +70,12 @@ def test_no_trusted_label_in_the_batch_is_no_nan() -> None:
 
 def test_crf_target_follows_the_colours() -> None:
     """A blob that is too small grows to the edge of its colour, and no gradient comes back."""
-    crops = torch.zeros(1, 3, 64, 64)
-    crops[..., 16:48, 16:48] = 2.0
+    guide = torch.zeros(1, 3, SIZE, SIZE)
+    guide[..., 4:12, 4:12] = 2.0
     p = torch.full((1, 1, SIZE, SIZE), 0.3)
     p[..., 5:11, 5:11] = 0.9
     p.requires_grad_(True)
-    target = losses.crf_target(p, p, crops, inside(WHOLE), 40, 0.1)
+    target = losses.crf_target(p, p, guide, inside(WHOLE), 40, 0.1)
     assert not target.requires_grad
     assert target.sum() == 64
     assert (target[..., 4:12, 4:12] == 1).all()
