@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test check format student clean
+.PHONY: demo test check format clean
 
 demo: .venv/labelling
 	$(BIN)/mal demo
@@ -31,7 +31,7 @@ format: .venv/everything
 
 # The rest: training, export, evaluation, tests.
 .venv/everything: .venv/labelling
-	$(UV) --editable '.[cpu,train,export,dev]'
+	$(UV) --editable '.[cpu,train,export,tensorrt-rtx,dev]'
 	touch $@
 
 clean:

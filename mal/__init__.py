@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mal.errors import MalError
-    from mal.runtime.labeler import LabelResult, MaskLabeler
     from mal.runtime.label import label_dataset
+    from mal.runtime.labeler import LabelResult, MaskLabeler
 
 __version__ = "0.1.0"
 __all__ = ["LabelResult", "MalError", "MaskLabeler", "__version__", "label_dataset"]

@@ -1,4 +1,4 @@
-"""Fixtures for every test, and the gates: what is missing is skipped with its reason, or is an error where it was promised."""
+"""Fixtures for every test, and the gates: what is missing skips with its reason, or fails where it was promised."""
 
 import os
 from pathlib import Path
