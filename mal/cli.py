@@ -83,8 +83,9 @@ def _options(  # pyright: ignore[reportUnusedFunction]  typer calls it
 @app.command()
 def train(
     words: Annotated[
-        list[str], typer.Argument(metavar="BOXES… [KEY=VALUE…]", help="Files of boxes, and overrides of settings.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="BOXES… [KEY=VALUE…]", help="Files of boxes, and overrides of settings."),
+    ] = None,
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Image folder, once for each file of boxes.")
     ] = None,
@@ -98,6 +99,7 @@ def train(
     """Train from boxes alone: adapt the shipped student to yours, or start from a backbone."""
     from mal.train.run import train_from_words
 
+    words = words or []
     overrides = [word for word in words if "=" in word]
     boxes = [Path(word) for word in words if "=" not in word]
     student = train_from_words(
@@ -122,7 +124,7 @@ def export(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to write.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export a student: one ONNX file, checked against torch before it is written."""
+    """Export a student: one ONNX file or an engine, checked against torch before it is written."""
     from mal.export.export import export_model
 
     if fp16 and int8:

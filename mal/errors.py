@@ -10,6 +10,7 @@
     ├── ImageError           exit 1   one image that cannot be read; labelling skips its objects and says so
     ├── DeviceError          exit 1   a device or provider that was asked for and is not there
     ├── MissingPackageError  exit 1   an optional package is not installed; names the line that installs it
+    ├── EngineError          exit 1   TensorRT refused to build an engine, or built another one than asked for
     ├── ParityError          exit 1   two implementations of one model disagree beyond their tolerance
     ├── OutputError          exit 1   cannot write: no permission, no space left
     └── Interrupted          exit 130 stopped by the user; can be resumed
@@ -68,6 +69,10 @@ class MissingPackageError(MalError):
     """An optional package that the requested work needs; the message names the install line."""
 
 
+class EngineError(MalError):
+    """TensorRT refused to build an engine, or built another one than asked for; its own words are quoted."""
+
+
 class ParityError(MalError):
     """Two implementations of the same model disagree beyond the stated tolerance."""
 
@@ -92,6 +97,7 @@ EXTRA_OF = {
     "onnx": "export",
     "onnxscript": "export",
     "faster_coco_eval": "eval",
+    "tensorrt_rtx": "tensorrt-rtx",
 }
 
 

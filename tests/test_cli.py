@@ -49,7 +49,7 @@ def test_start_loads_nothing_heavy() -> None:
         (["label", "b.json", "--batch", "many"], ["--batch many"]),
         (["label", "b.json", "--format", "png"], ["png"]),
         (["export", "--fp16", "--int8"], ["--fp16", "--int8"]),
-        (["eval", "a.json", "b.json"], ["a.json"]),
+        (["eval", "a.json", "b.json"], ["b.json", "No such file"]),
         (["preview", "none.json"], ["none.json"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx
 
-from mal.errors import DeviceError, MalError, MissingPackageError, ModelFileError, UsageError
+from mal.errors import DeviceError, EngineError, MissingPackageError, ModelFileError, UsageError
 from mal.export.rtx_parser import make_parser_safe
 from mal.plugins.crf_refine.names import DOMAIN, NAME, VERSION
 
@@ -30,10 +30,6 @@ _TURING = 75  # here TensorRT-RTX has no float32 matrix product: an FP32 student
 _EXTRA = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 # What TensorRT adds to every error on a machine without a GPU, and the parser's frame around a node.
 _NOISE = ("catchCudaError", "--- Begin node", "--- End node", "While parsing node")
-
-
-class EngineError(MalError):
-    """TensorRT refused to build an engine, or built another one than asked for; its own words are quoted."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import pytest
 from onnx import ModelProto, helper
 from tensorrt_parts import SIZE, crf_node, need_plugin, need_rtx, tiny_model
 
-from mal.errors import MissingPackageError, ModelFileError, UsageError
+from mal.errors import EngineError, MissingPackageError, ModelFileError, UsageError
 from mal.export import engine_from_onnx
-from mal.export.engine_from_onnx import RTX_CHIPS, EngineError, Profile, build_engine
+from mal.export.engine_from_onnx import RTX_CHIPS, Profile, build_engine
 from mal.export.precision import to_fp16
 
 CHIPS = (75, 86, 89, 120)

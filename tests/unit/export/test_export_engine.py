@@ -11,9 +11,9 @@ import torch
 from tensorrt_parts import need_plugin, need_rtx
 
 from mal.config import ModelConstants
-from mal.errors import MissingPackageError, ParityError, UsageError
+from mal.errors import EngineError, MissingPackageError, ParityError, UsageError
 from mal.export import engine_from_onnx, precision
-from mal.export.engine_from_onnx import RTX_CHIPS, EngineError
+from mal.export.engine_from_onnx import RTX_CHIPS
 from mal.export.export import export_model
 from mal.network.checkpoint import save_student
 from mal.network.student import Student
