@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check gpu format clean
 
 demo: .venv/labelling
 	$(BIN)/mal demo
@@ -17,6 +17,11 @@ check: .venv/everything
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# What only a GPU can show (docs/gpu-checks.md); without one it stops at once.
+gpu: .venv/everything
+	$(BIN)/python benchmarks/crf_gpu.py --json benchmarks/results/crf_gpu.json
+	MAL_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
 format: .venv/everything
 	$(BIN)/ruff check --fix .

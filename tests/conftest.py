@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mal.runtime.machine import gpu_count
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not gpu_count():
+        if os.environ.get("MAL_REQUIRE_GPU") == "1":
+            pytest.fail("MAL_REQUIRE_GPU=1 promises a GPU, and the driver sees none", pytrace=False)
+        pytest.skip("needs a CUDA GPU")
 
 
 @pytest.fixture

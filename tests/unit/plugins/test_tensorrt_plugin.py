@@ -1,7 +1,6 @@
 """The TensorRT plugin, as far as a machine without a GPU can tell: what it shows, takes, refuses and says."""
 
 import ctypes
-import os
 import re
 import shutil
 import struct
@@ -21,6 +20,7 @@ from mal.plugins.crf_refine import reference
 from mal.plugins.crf_refine.names import DOMAIN, NAME, VERSION
 from mal.plugins.crf_refine.onnx_function import crf_function
 from mal.plugins.crf_refine.tensorrt_library import ARCHITECTURES, build_plugin, find_headers, header_version
+from mal.runtime.machine import gpu_count
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ HALF_OR_FLOAT = {"h": np.float16, "f": np.float32}
 
 @pytest.mark.parametrize(("types", "what"), [("fff", "kernel"), ("hff", "conversion of logits")])
 def test_no_gpu_is_a_failure_with_a_reason(harness: Path, library: Path, types: str, what: str) -> None:
-    if shutil.which("nvidia-smi"):
-        pytest.skip("there may be a GPU")
+    if gpu_count():
+        pytest.skip("there is a GPU")
     done = run_plugin(harness, library, smooth_scene(np.random.default_rng(0), 2, 8, 8), types)
     assert done.returncode == 1
     assert done.stderr.decode().startswith(f"mal::CRFRefine: {what} failed: CUDA driver")
@@ -180,8 +180,6 @@ def test_no_gpu_is_a_failure_with_a_reason(harness: Path, library: Path, types: 
 def test_it_answers_to_the_judge(
     harness: Path, shape: tuple[int, int, int], types: str, rng: np.random.Generator
 ) -> None:
-    if not shutil.which("nvidia-smi") and os.environ.get("MAL_REQUIRE_GPU") != "1":
-        pytest.skip("needs a CUDA GPU")
     scene = smooth_scene(rng, *shape)
     seen = Scene(
         *(array.astype(HALF_OR_FLOAT[kind]).astype(np.float32) for array, kind in zip(scene, types, strict=True))
