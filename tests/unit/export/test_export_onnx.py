@@ -120,6 +120,14 @@ def test_refinement_goes_in_and_out(exported: ExportReport, plain: Path, run: Pa
     assert onnx.load(plain).functions == []
 
 
+def test_refinement_stays_within_the_budget_where_a_network_knows_nothing(plain: Path, run: Path) -> None:
+    # Ten iterations: at 100 the undecided fronts of an untrained network move by rounding alone (parity.py).
+    report = export_model(plain, refine=10, output=run / "ten.onnx")
+    refined = report.manifest["parity"]["refinement"]
+    assert (refined["iterations"], refined["budget"]) == (10, 1e-4)
+    assert refined["cells_differ"] <= 1e-4 * refined["cells"]
+
+
 def test_same_source_same_bytes(exported: ExportReport, run: Path) -> None:
     assert export_model(run / "student.safetensors", output=run / "b.onnx").output.read_bytes() == (
         exported.output.read_bytes()
