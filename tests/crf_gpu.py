@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.plugins.compile import compile_library, find_nvcc
+from mal.plugins.compile import Recipe, find_nvcc
 from mal.plugins.crf_refine import reference
 
 Floats = NDArray[np.float32]
@@ -90,11 +90,9 @@ class Gpu:
 
     def _build(self) -> Path:
         architecture = f"-arch=sm_{self.capability}"
-        flags = ["-O3", "-lineinfo", "-std=c++17", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-        return compile_library(
-            "mal_crf_cuda", [find_nvcc(), architecture, *flags], [_SOURCES / "cuda.cu"],
-            reads=[_SOURCES / "crf_refine.cuh"],
-        )  # fmt: skip
+        flags = ("-O3", "-lineinfo", "-std=c++17", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden")
+        command = (find_nvcc(), architecture, *flags)
+        return Recipe("mal_crf_cuda", command, (_SOURCES / "cuda.cu",), (_SOURCES / "crf_refine.cuh",)).build()
 
 
 def scene(name: str) -> tuple[Floats, Floats, Floats, int]:

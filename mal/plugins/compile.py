@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,49 +15,59 @@ from mal.errors import MissingPackageError
 _CUDA = Path("/usr/local/cuda/bin/nvcc")  # where NVIDIA's installer puts it, often without touching PATH
 
 
-def compile_library(
-    name: str,
-    command: Sequence[str],
-    sources: Sequence[Path],
-    *,
-    reads: Sequence[Path] = (),
-    key: str = "",
-    folder: Path | None = None,
-) -> Path:
-    """Build a shared library, unless the cache holds it already.
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes one shared library.
 
-    Args:
+    Attributes:
         name: of the library, without lib and .so.
         command: compiler and flags; neither sources nor output.
         sources: what is compiled.
         reads: further files that decide the content, such as headers.
         key: further text that does, such as the processor's name.
-        folder: where to keep it; None: `cache_folder()`.
-
-    Returns:
-        FOLDER/lib<name>-<hash>.so, complete, also when two processes build it at once.
-
-    Raises:
-        MissingPackageError: the compiler failed (its first error is quoted), or the folder cannot be written.
     """
-    folder = folder or cache_folder()
-    target = folder / f"lib{name}-{_hash([*sources, *reads], *command, _version(command[0]), key)}.so"
-    if target.is_file():
+
+    name: str
+    command: tuple[str, ...]
+    sources: tuple[Path, ...]
+    reads: tuple[Path, ...] = ()
+    key: str = ""
+
+    def path(self, folder: Path | None = None) -> Path:
+        """Where `build` puts it: FOLDER/lib<name>-<hash>.so; folder None is `cache_folder()`.
+
+        Raises:
+            MissingPackageError: the compiler does not run.
+        """
+        made_by = _hash([*self.sources, *self.reads], *self.command, _version(self.command[0]), self.key)
+        return (folder or cache_folder()) / f"lib{self.name}-{made_by}.so"
+
+    def build(self, folder: Path | None = None) -> Path:
+        """Compile it, unless it is there already.
+
+        Returns:
+            `path(folder)`, complete, also when two processes build it at once.
+
+        Raises:
+            MissingPackageError: the compiler failed (its first error is quoted), or the folder cannot be written.
+        """
+        target = self.path(folder)
+        if target.is_file():
+            return target
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                part = Path(scratch) / target.name
+                words = [*self.command, "-shared", *map(str, self.sources), "-o", str(part)]
+                done = subprocess.run(words, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise MissingPackageError(
+                        f"{self.command[0]} cannot compile {self.name}: {_first_error(done.stdout + done.stderr)}"
+                    )
+                os.replace(part, target)
+        except OSError as error:
+            raise MissingPackageError(f"cannot build {self.name} in {target.parent}: {error.strerror}") from None
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            part = Path(scratch) / target.name
-            words = [*command, "-shared", *map(str, sources), "-o", str(part)]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise MissingPackageError(
-                    f"{command[0]} cannot compile {name}: {_first_error(done.stdout + done.stderr)}"
-                )
-            os.replace(part, target)
-    except OSError as error:
-        raise MissingPackageError(f"cannot build {name} in {folder}: {error.strerror}") from None
-    return target
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,5 @@
 """`mal doctor`: what is installed, what works, and the line that installs what is missing."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,11 +10,15 @@ from typing import Any, Literal
 import numpy as np
 
 from mal.errors import MalError, MissingPackageError
+from mal.plugins.compile import find_compiler, find_nvcc
+from mal.plugins.crf_refine.host_library import find_host
+from mal.plugins.crf_refine.tensorrt_library import find_headers, find_plugin, header_version
 from mal.runtime.machine import cpu_count, gpu_count
 from mal.runtime.session import open_session, resolve_model
 from mal.runtime.versions import installed, versions
 
 PACKAGE = "mask-auto-labeler"
+_BUILD = "mal plugins build"
 _SIGN = {"ok": "ok", "missing": "--", "broken": "!!"}
 
 
@@ -62,8 +65,8 @@ def diagnose() -> Diagnosis:
         _package("onnx", "export", "export to ONNX"),
         _package("faster-coco-eval", "eval", "mask AP in `mal eval`"),
     ]
-    found += [_gpu(), *_tensorrt(), _tool("C++ compiler", _compiler), _tool("nvcc", lambda: shutil.which("nvcc"))]
-    return Diagnosis(found)
+    found += [_gpu(), *_tensorrt(), _tool("C++ compiler", find_compiler), _tool("nvcc", find_nvcc)]
+    return Diagnosis([*found, _cpu_kernel(), _tensorrt_plugin(), _refinement()])
 
 
 def install_line(extra: str) -> str:
@@ -136,16 +139,43 @@ def _gpu() -> Check:
 
 
 def _tensorrt() -> list[Check]:
-    variants = {name: installed(name) for name in ("tensorrt", "tensorrt-rtx")}
+    variants = {name: installed(name) for name in ("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")}
     found = [Check(name, "ok", version) for name, version in variants.items() if version]
-    return found or [Check("TensorRT", "missing", "not installed; engines (.plan) come with a later version")]
+    return found or [Check("TensorRT", "missing", "not installed: engines (.plan)", install_line("tensorrt-rtx"))]
 
 
-def _tool(name: str, find: Callable[[], str | None]) -> Check:
-    path = find()
-    return Check(name, "ok", path) if path else Check(name, "missing", "not found: only `mal plugins build` needs it")
+def _tool(name: str, find: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "ok", find())
+    except MissingPackageError:
+        return Check(name, "missing", "not found: only `mal plugins build` needs it")
 
 
-def _compiler() -> str | None:
-    candidates = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return next((path for word in candidates if word and (path := shutil.which(word))), None)
+def _cpu_kernel() -> Check:
+    name = "CRF kernel (CPU)"
+    if path := find_host():
+        return Check(name, "ok", str(path))
+    try:
+        return Check(name, "ok", f"not built yet; {find_compiler()} builds it when it is first needed", _BUILD)
+    except MissingPackageError as error:
+        return Check(name, "missing", str(error))
+
+
+def _tensorrt_plugin() -> Check:
+    name = "CRF plugin (TensorRT)"
+    try:
+        if path := find_plugin():
+            return Check(name, "ok", str(path))
+        detail = f"not built yet; {find_nvcc()} and the headers of TensorRT {header_version(find_headers())} are there"
+        return Check(name, "ok", detail, _BUILD)
+    except MissingPackageError as error:
+        return Check(name, "missing", f"not built: {error}")
+
+
+def _refinement() -> Check:
+    """Who refines in which session: the rule of `torch_body.body`, without torch."""
+    bodies = ["ONNX Runtime: the function in the model"]
+    if installed("torch"):
+        on_cpu = "the kernel" if _cpu_kernel().state == "ok" else "torch operations"
+        bodies.append(f"training and the torch session: {on_cpu} on a CPU, torch operations on a GPU")
+    return Check("CRF refinement runs in", "ok", "; ".join(bodies))

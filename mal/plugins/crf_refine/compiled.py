@@ -1,12 +1,11 @@
 """The compiled CPU body, and `mal plugins build`.
 
-host.cpp                      g++    libmal_crf_host-<hash>.so        this machine's CPU
+host.cpp                      g++    libmal_crf_host-<hash>.so        this machine's CPU (host_library.py)
 cuda.cu, tensorrt_plugin.cu   nvcc   libmal_crf_tensorrt-<hash>.so    GPUs, in TensorRT (tensorrt_library.py)
 """
 
 import ctypes
 import os
-import platform
 from functools import cache
 from pathlib import Path
 
@@ -14,14 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.errors import MissingPackageError, ShapeError
-from mal.plugins.compile import compile_library, find_compiler
 from mal.plugins.crf_refine.contract import check
-
-_FOLDER = Path(__file__).parent
-# No -ffast-math: NaN has a meaning here.
-HOST_FLAGS = (
-    "-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-pthread",
-)  # fmt: skip
+from mal.plugins.crf_refine.host_library import build_host, find_shipped
 
 Floats = NDArray[np.float32]
 
@@ -58,29 +51,6 @@ def crf_refine(
     return refined
 
 
-def build_host(folder: Path | None = None, flags: tuple[str, ...] = (), source: Path | None = None) -> Path:
-    """Compile the CPU kernel, unless the cache holds it already.
-
-    Args:
-        folder: where to keep it; None: the user's cache.
-        flags: further compiler flags.
-        source: folder with other sources; None: this package's.
-
-    Raises:
-        MissingPackageError: no C++ compiler, or it failed.
-    """
-    source = source or _FOLDER
-    return compile_library(
-        "mal_crf_host",
-        [find_compiler(), *HOST_FLAGS, *flags, "-fPIC"],
-        [source / "host.cpp"],
-        reads=[source / "crf_refine.cuh"],
-        # -march=native on a shared home folder must not meet another machine.
-        key=_processor(),
-        folder=folder,
-    )
-
-
 def build_all() -> list[str]:
     """Build what this machine can have; one line for each library."""
     from mal.plugins.crf_refine.tensorrt_library import build_plugin
@@ -95,7 +65,7 @@ def build_all() -> list[str]:
 
 
 def available() -> bool:
-    """Whether the CPU kernel is there; builds it the first time, where there is a compiler."""
+    """Whether the CPU kernel is there: shipped, built before, or built now where there is a compiler."""
     try:
         _host()
     except MissingPackageError:
@@ -116,6 +86,11 @@ def load_host(path: Path) -> ctypes.CDLL:
 
 @cache
 def _host() -> ctypes.CDLL:
+    if shipped := find_shipped():
+        try:
+            return load_host(shipped)
+        except OSError:  # made for a newer C library than this one: build our own
+            pass
     path = build_host()
     try:
         return load_host(path)
@@ -127,11 +102,3 @@ def _as_float32(name: str, array: NDArray[np.generic]) -> Floats:
     if not np.issubdtype(array.dtype, np.floating):
         raise ShapeError(f"{name} must be floating-point numbers, got {array.dtype}")
     return np.ascontiguousarray(array, np.float32)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine() + platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from mal.errors import MissingPackageError, UsageError
-from mal.plugins.compile import compile_library, find_nvcc
+from mal.plugins.compile import Recipe, find_nvcc
 from mal.plugins.crf_refine.names import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
@@ -39,10 +39,24 @@ def build_plugin(cuda_architectures: Sequence[int] | None = None, folder: Path |
         MissingPackageError: no nvcc, no TensorRT headers, or they do not work; the message says how to get them.
         UsageError: an architecture that this nvcc cannot compile for, or none.
     """
+    return _recipe(cuda_architectures).build(folder)
+
+
+def find_plugin() -> Path | None:
+    """The plugin for all chips, if the cache holds it. Compiles nothing.
+
+    Raises:
+        MissingPackageError: it could not be built here either; the message says what is missing.
+    """
+    path = _recipe(None).path()
+    return path if path.is_file() else None
+
+
+def _recipe(cuda_architectures: Sequence[int] | None) -> Recipe:
     nvcc = find_nvcc()
     headers = find_headers()
     names = {"DOMAIN": DOMAIN, "NAME": NAME, "VERSION": VERSION, "ITERATIONS": ITERATIONS, "ZETA": ZETA}
-    command = [
+    command = (
         nvcc, "-O3", "-std=c++17", "-cudart", "static", "--threads", "0",
         *_machine_code(nvcc, cuda_architectures),
         "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-deprecated-declarations",
@@ -50,11 +64,10 @@ def build_plugin(cuda_architectures: Sequence[int] | None = None, folder: Path |
         "-Xlinker", f"--version-script={_EXPORTS},--no-undefined,--strip-all",
         *(f'-DMAL_{key}="{text}"' for key, text in names.items()),
         "-isystem", str(headers),
-    ]  # fmt: skip
+    )  # fmt: skip
     if host := os.environ.get("CXX"):
-        command += ["-ccbin", host]
-    reads = [*_READS, headers / "NvInferVersion.h"]
-    return compile_library("mal_crf_tensorrt", command, _SOURCES, reads=reads, folder=folder)
+        command += ("-ccbin", host)
+    return Recipe("mal_crf_tensorrt", command, _SOURCES, (*_READS, headers / "NvInferVersion.h"))
 
 
 def find_headers() -> Path:

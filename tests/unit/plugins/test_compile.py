@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mal.errors import MissingPackageError
-from mal.plugins.compile import cache_folder, compile_library, find_compiler, find_nvcc
+from mal.plugins.compile import Recipe, cache_folder, find_compiler, find_nvcc
 
 
 @pytest.fixture
@@ -22,10 +22,8 @@ def build(source: Path, *flags: str, key: str = "") -> Path:
         compiler = find_compiler()
     except MissingPackageError as error:
         pytest.skip(str(error))
-    reads = [source.with_name("answer.h")]
-    return compile_library(
-        "answer", [compiler, "-fPIC", *flags], [source], reads=reads, key=key, folder=source.parent / "cache"
-    )
+    recipe = Recipe("answer", (compiler, "-fPIC", *flags), (source,), (source.with_name("answer.h"),), key)
+    return recipe.build(source.parent / "cache")
 
 
 def test_a_library_comes_out_and_nothing_else(source: Path) -> None:

@@ -1,5 +1,6 @@
 """Building and loading the kernel, and what torch makes of it."""
 
+import platform
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from crf_bodies import find_body, smooth_scene
 
 from mal.errors import MissingPackageError, ShapeError
-from mal.plugins.crf_refine import compiled
+from mal.plugins.crf_refine import compiled, host_library
 
 
 @pytest.fixture
@@ -19,18 +20,46 @@ def kernel() -> object:
 
 @pytest.mark.usefixtures("kernel")
 def test_the_cache_goes_by_content(tmp_path: Path) -> None:
-    first = compiled.build_host(tmp_path, flags=("-O0",))
+    first = host_library.build_host(tmp_path, flags=("-O0",))
     written = first.stat().st_mtime_ns
-    assert compiled.build_host(tmp_path, flags=("-O0",)) == first
+    assert host_library.build_host(tmp_path, flags=("-O0",)) == first
     assert first.stat().st_mtime_ns == written
-    assert compiled.build_host(tmp_path, flags=("-O0", "-g0")) != first
+    assert host_library.build_host(tmp_path, flags=("-O0", "-g0")) != first
     assert [path.suffix for path in tmp_path.iterdir()] == [".so", ".so"]  # nothing half-made is left
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_shipped_kernel_comes_first_where_the_processor_can_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    scene = smooth_scene(rng, 2, 20, 30)
+    native = compiled.crf_refine(*scene, 5, 0.1)
+    shipped = tmp_path / host_library.SHIPPED
+    host_library.build_portable(tmp_path).rename(shipped)
+    monkeypatch.setattr(host_library, "_processor", lambda: "flags : sse2")
+    monkeypatch.setattr(host_library, "_FOLDER", tmp_path)
+    if platform.machine() == "x86_64":
+        assert host_library.find_shipped() is None
+    monkeypatch.setattr(host_library, "_processor", lambda: "flags : " + " ".join(host_library._V3))
+    assert host_library.find_host() == shipped
+    load = compiled._host.__wrapped__
+    monkeypatch.setattr(compiled, "_host", load)
+    monkeypatch.setattr(compiled, "build_host", lambda: pytest.fail("built although one is shipped"))
+    assert np.allclose(compiled.crf_refine(*scene, 5, 0.1), native, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_shipped_kernel_that_does_not_load_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = tmp_path / host_library.SHIPPED
+    foreign.write_bytes(b"made for another C library")
+    monkeypatch.setattr(compiled, "find_shipped", lambda: foreign)
+    assert compiled._host.__wrapped__()._name == str(host_library.build_host())
 
 
 def test_without_a_compiler_the_error_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingPackageError, match=r"g\+\+"):
-        compiled.build_host(tmp_path)
+        host_library.build_host(tmp_path)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -38,7 +67,7 @@ def test_sources_that_do_not_compile(tmp_path: Path) -> None:
     (tmp_path / "crf_refine.cuh").write_text("")
     (tmp_path / "host.cpp").write_text("this is no C++")
     with pytest.raises(MissingPackageError, match="cannot compile"):
-        compiled.build_host(tmp_path / "cache", source=tmp_path)
+        host_library.build_host(tmp_path / "cache", source=tmp_path)
 
 
 @pytest.mark.usefixtures("kernel")

@@ -5,7 +5,7 @@ import pytest
 
 from mal.errors import InputError
 from mal.runtime import bench
-from mal.runtime.doctor import diagnose
+from mal.runtime.doctor import Check, diagnose
 
 
 def test_bench_gives_the_keys_of_the_design(dataset: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +48,22 @@ def test_two_onnxruntimes_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     (check,) = (check for check in diagnose().checks if check.name == "ONNX Runtime")
     assert check.state == "broken"
     assert "pip uninstall onnxruntime onnxruntime-gpu" in check.fix
+
+
+def test_the_doctor_shows_who_refines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def bodies() -> dict[str, Check]:
+        return {check.name: check for check in diagnose().checks if "CRF" in check.name}
+
+    monkeypatch.setattr("mal.runtime.doctor.installed", lambda package: "1.0" if package == "torch" else None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("NVCC", "no-such-nvcc")
+    nothing = bodies()
+    assert [check.state for check in nothing.values()] == ["missing", "missing", "ok"]
+    assert "torch operations on a CPU" in nothing["CRF refinement runs in"].detail
+    shipped = tmp_path / "libmal_crf_host.so"
+    monkeypatch.setattr("mal.runtime.doctor.find_host", lambda: shipped)
+    there = bodies()
+    assert there["CRF kernel (CPU)"].detail == str(shipped)
+    assert "the kernel on a CPU" in there["CRF refinement runs in"].detail
+    assert not list(tmp_path.iterdir())  # the doctor builds nothing

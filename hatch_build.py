@@ -1,0 +1,37 @@
+"""Put the compiled CPU kernel into the wheel where a C++ compiler is; without one the wheel is pure Python."""
+
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class KernelHook(BuildHookInterface):
+    """Hatchling's hook for wheels; an editable install builds its kernel in the cache, when it is first needed."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and tell hatchling what lies where."""
+        if version == "editable" or not sys.platform.startswith("linux"):
+            return
+        sys.path.insert(0, self.root)
+        from mal.errors import MissingPackageError
+        from mal.plugins.crf_refine.host_library import SHIPPED, build_portable
+
+        self._scratch = tempfile.TemporaryDirectory()
+        try:
+            library = build_portable(Path(self._scratch.name))
+        except MissingPackageError as error:
+            self.app.display_warning(f"a pure wheel, without the CPU kernel: {error}")
+            return
+        build_data["force_include"][str(library)] = f"mal/plugins/crf_refine/{SHIPPED}"
+        build_data["pure_python"] = False
+        # Any Python 3: the kernel is called through ctypes. Any machine with this C library or a newer one.
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Clean up."""
+        if hasattr(self, "_scratch"):
+            self._scratch.cleanup()
