@@ -1,5 +1,6 @@
 """The file of a trained student: safetensors, stored as fp16, with its constants as metadata."""
 
+import json
 import os
 from pathlib import Path
 
@@ -26,11 +27,22 @@ def save_student(path: Path, student: Student, constants: ModelConstants) -> Non
     }
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(save(tensors, constants.to_metadata()))
+        part.write_bytes(_in_order(save(tensors, constants.to_metadata())))
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library shuffles the metadata, so that each save would differ.
+
+    Layout: 8 bytes little-endian length, JSON header padded with spaces to 8 bytes, tensors.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def read_constants(path: Path) -> ModelConstants:

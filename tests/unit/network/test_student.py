@@ -88,6 +88,14 @@ def test_a_file_gives_the_student_back(student: Student, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
 
 
+def test_the_same_student_gives_the_same_bytes(student: Student, tmp_path: Path) -> None:
+    """Manifests name a file by its SHA-256."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for file in files:
+        save_student(file, student, SMALL)
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_files_that_are_not_ours_are_refused(student: Student, tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     with pytest.raises(ModelFileError, match="no model file"):
