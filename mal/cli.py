@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mal.errors import EXTRA_OF, MalError, MissingPackageError, UsageError, missing_package
+from mal.errors import EXTRA_OF, Interrupted, MalError, MissingPackageError, UsageError, missing_package
 
 # typer carries its own copy of click and gives the base of its command-line errors no public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -37,7 +37,7 @@ class MaskFormat(StrEnum):
 
 
 class OnError(StrEnum):
-    """What a broken image does to the run."""
+    """What a box that cannot be labelled does to the run."""
 
     skip = "skip"
     fail = "fail"
@@ -146,7 +146,9 @@ def label(
     batch: Annotated[str, typer.Option("--batch", help="Crops a call: auto or a number.")] = "auto",
     workers: Workers = None,
     mask_format: Annotated[MaskFormat, typer.Option("--format", help="How masks are written.")] = MaskFormat.rle,
-    on_error: Annotated[OnError, typer.Option("--on-error", help="What a broken image does.")] = OnError.skip,
+    on_error: Annotated[
+        OnError, typer.Option("--on-error", help="A box that cannot be labelled is listed, or ends the run.")
+    ] = OnError.skip,
     allow_outside: Annotated[
         bool, typer.Option("--allow-outside", help="Let file names leave the image folder.")
     ] = False,
@@ -259,7 +261,7 @@ def build() -> None:
 def _batch(text: str) -> int | str:
     if text == "auto":
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--batch {text}: expected auto or a number of at least 1")
     return int(text)
 
@@ -278,6 +280,11 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _fail_unexpectedly(error: Exception) -> NoReturn:
+    words = " ".join(str(error).split())[:300]
+    _fail(f"unexpected {type(error).__name__}: {words}; --debug shows where: please report it", 1)
+
+
 def main() -> None:
     """Entry point of the `mal` command: one line on stderr for every mistake, never a traceback."""
     debug = "--debug" in sys.argv
@@ -286,6 +293,8 @@ def main() -> None:
         sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
+        if code == Interrupted.exit_code:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except _CommandLineError as error:
         if debug:
@@ -296,8 +305,10 @@ def main() -> None:
             raise
         _fail(" ".join(str(error).split()), error.exit_code)
     except ModuleNotFoundError as error:
-        if debug or error.name is None or error.name.partition(".")[0] not in EXTRA_OF:
+        if debug:
             raise
+        if error.name is None or error.name.partition(".")[0] not in EXTRA_OF:
+            _fail_unexpectedly(error)
         _fail(str(missing_package(error.name)), MissingPackageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
@@ -305,6 +316,10 @@ def main() -> None:
         # The reader of our output went away (`mal … | head`); nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        _fail_unexpectedly(error)
 
 
 if __name__ == "__main__":

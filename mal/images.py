@@ -35,6 +35,9 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 2**28
 """Images whose header says more are refused before decoding: 16384 x 16384, 800 MB as RGB."""
 
+MAX_SIDE = 2**23
+"""The same for one side, whatever the other: crops of such an image stay within `crops.MAX_EDGE`."""
+
 MAX_TIFF_PIXELS = 89_478_485
 """The same for TIFF: above this Pillow warns of a bomb, and a warning cannot be caught safely in threads."""
 
@@ -156,6 +159,8 @@ def _open(data: bytes) -> _Source:
         limit = MAX_TIFF_PIXELS if plugin is TiffImagePlugin.TiffImageFile else MAX_PIXELS
     if source.width * source.height > limit:
         raise ImageError(f"image is {source.width} x {source.height} pixels, more than the limit of {limit}")
+    if max(source.width, source.height) > MAX_SIDE:
+        raise ImageError(f"image is {source.width} x {source.height} pixels; a side may have {MAX_SIDE}")
     return source
 
 

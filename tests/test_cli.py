@@ -47,6 +47,7 @@ def test_start_loads_nothing_heavy() -> None:
         (["label", "no-such.json"], ["no-such.json"]),
         (["label", "b.json", "--batch", "0"], ["--batch 0", "auto"]),
         (["label", "b.json", "--batch", "many"], ["--batch many"]),
+        (["label", "b.json", "--batch", "\u00b2"], ["--batch"]),  # a digit, but no number
         (["label", "b.json", "--format", "png"], ["png"]),
         (["export", "--fp16", "--int8"], ["--fp16", "--int8"]),
         (["eval", "a.json", "b.json"], ["b.json", "No such file"]),
@@ -56,6 +57,25 @@ def test_start_loads_nothing_heavy() -> None:
 )
 def test_wrong_usage_is_exit_2_in_one_line(words: list[str], parts: list[str], tmp_path: Path) -> None:
     assert_refused(mal(*words, cwd=tmp_path), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        ("ZeroDivisionError('by\\nzero')", 1, "unexpected ZeroDivisionError: by zero"),
+        ("KeyboardInterrupt", 130, "inter"),
+    ],
+)
+def test_whatever_happens_is_one_line(raised: str, code: int, words: str) -> None:
+    program = (
+        "import sys, mal.cli, mal.runtime.label\n"
+        f"def broken(*_, **__): raise {raised}\n"
+        "mal.runtime.label.label_dataset = broken\n"
+        "sys.argv = ['mal', 'label', 'boxes.json']\n"
+        "mal.cli.main()"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert_refused(run, code, words)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

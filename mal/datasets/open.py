@@ -22,6 +22,13 @@ def open_boxes(path: Path, images: Path | None = None) -> BoxFile:
     Raises:
         BoxFileError: nothing there, an unknown format, a broken file; `images` is no folder.
     """
+    try:
+        return _open_boxes(path, images)
+    except OSError as error:  # a folder that may not be entered, a name that is too long, no space for a temporary file
+        raise BoxFileError(f"cannot read boxes {path}: {error.strerror or error}") from None
+
+
+def _open_boxes(path: Path, images: Path | None) -> BoxFile:
     if images is not None and not images.is_dir():
         raise BoxFileError(f"image folder {images} is not there; expected a folder")
     if not path.exists():

@@ -27,7 +27,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,10 @@ class Journal:
     def read_key(self) -> dict[str, Any] | None:
         """What run.json says; None if there is none."""
         try:
-            return json.loads((self.folder / "run.json").read_bytes())
+            key = json.loads((self.folder / "run.json").read_bytes())
+            if not isinstance(key, dict):
+                raise ValueError("not a JSON object")
+            return cast(dict[str, Any], key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -272,7 +275,12 @@ def _checksum(head: bytes, body: bytes) -> int:
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key}: {old.get(key)!r} then, {new.get(key)!r} now"
+        f"{key}: {_short(old.get(key))} then, {_short(new.get(key))} now"
         for key in [*new, *(key for key in old if key not in new)]
         if old.get(key) != new.get(key)
     )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

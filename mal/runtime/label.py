@@ -5,6 +5,7 @@ open_boxes ─► blocks ─► pipeline ─► journal ─► merge ─► OUT.
 
 import itertools
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def label_dataset(
         boxes: COCO, LVIS, YOLO or VOC boxes.
         model: model file or name of a shipped student.
         images: image folder; None: `images/` beside the boxes, else the boxes' folder.
-        output: file to write; None: `<boxes>.masks.json`.
+        output: file to write; None: `<boxes>.masks.json`, beside the boxes.
         device: as in `open_session`.
         batch: crops a call, or "auto".
         workers: host threads; None: one for each processor.
@@ -76,7 +77,7 @@ def label_dataset(
         MalError: the session failed, or on_error="fail" met an object without a possible mask.
     """
     started = time.perf_counter()
-    output = output or boxes.with_suffix(".masks.json")
+    output = output or _default_output(boxes)
     _check(boxes, output)
     batch_size(batch)
     stages = Stages()
@@ -93,7 +94,7 @@ def label_dataset(
         journal.start(_run_key(box_file, session, size, settings), fresh)
         pipeline = Pipeline(
             session, batch=size, workers=workers, stages=stages,
-            budget=int(max_memory_gb * 1e9) if max_memory_gb else DEFAULT_BUDGET,
+            budget=max_memory_gb * 1e9 if max_memory_gb else DEFAULT_BUDGET,
         )  # fmt: skip
         labelling = _Labelling(box_file, order, blocks, journal, on_error, format, allow_outside)
         with Progress(len(box_file), log_json) as progress:
@@ -185,13 +186,15 @@ class _Labelling:
                     self._check_all_labelled(block, record)
                 with pipeline.stages.time("journal"):
                     self._journal.append(block, record)
-                if self.first_mask_at is None:
+                count, skipped = record.stop - record.start, int((record.entries["kind"] == SKIPPED).sum())
+                if self.first_mask_at is None and count > skipped:
                     self.first_mask_at = time.perf_counter()
-                objects += record.stop - record.start
-                progress.advance(record.stop - record.start, int((record.entries["kind"] == SKIPPED).sum()))
+                objects += count
+                progress.advance(count, skipped)
             if stop() and self.resumed + objects < len(self._boxes):
                 raise Interrupted(
-                    f"stopped after {self.resumed + objects:,} of {len(self._boxes):,} boxes; the same command goes on"
+                    f"stopped after {self.resumed + objects:,} of {len(self._boxes):,} boxes; "
+                    "the same command goes on, without --fresh"
                 )
         self.speed = objects / (time.perf_counter() - started)
 
@@ -212,14 +215,28 @@ def _refuse(boxes: BoxFile, row: int, reason: str) -> None:
     )
 
 
+def _default_output(boxes: Path) -> Path:
+    if not os.path.isdir(boxes):  # unlike Path's, never an error: `open_boxes` will say what is wrong
+        return boxes.with_suffix(".masks.json")
+    # A dot in a folder's name starts no suffix; and `.` has a name only where it stands.
+    folder = boxes if boxes.name not in ("", "..") else boxes.resolve()
+    return folder.parent / f"{folder.name}.masks.json"
+
+
 def _check(boxes: Path, output: Path) -> None:
     """Raise for what can be told before anything is read."""
-    if output.is_dir():
-        raise OutputError(f"cannot write {output}: it is a folder; name a file with -o")
-    if not output.parent.is_dir():
-        raise OutputError(f"cannot write {output}: folder {output.parent} does not exist")
-    if output.exists() and boxes.exists() and output.samefile(boxes):
-        raise UsageError(f"the output {output} is the input itself; name another file with -o")
+    with writing(output):
+        if not output.parent.is_dir():
+            raise OutputError(f"cannot write {output}: folder {output.parent} does not exist")
+        for file in (output, _beside(output, ".report.json"), _beside(output, ".skipped.jsonl")):
+            if not file.exists():
+                continue
+            # A device would be replaced by a file of its name.
+            if not file.is_file():
+                what = "a folder" if file.is_dir() else "no regular file"
+                raise OutputError(f"cannot write {file}: it is {what}; name another file with -o")
+            if boxes.exists() and file.samefile(boxes):
+                raise UsageError(f"the output {file} is the input itself; name another file with -o")
 
 
 def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class MaskLabeler:
         """Label many images; their crops share batches.
 
         Args:
-            pairs: image and boxes, as for a call; taken lazily, a few batches ahead of what comes out.
+            pairs: image and boxes, as for a call; taken lazily, a few batches ahead of what comes out. Images are
+                not copied: give each its own array, not one buffer that the next frame overwrites.
 
         Yields:
             One result a pair, in order.
@@ -139,7 +140,10 @@ class MaskLabeler:
             reasons: list[str | None] = [None if good else NO_AREA for good in usable(array)]
             for start in range(0, len(array), PIECE):
                 some = array[start : start + PIECE]
-                yield Piece((number, start), shared, some, reasons[start : start + PIECE], len(some) * crop_bytes)
+                picture = image.nbytes if start == 0 else 0
+                yield Piece(
+                    (number, start), shared, some, reasons[start : start + PIECE], picture + len(some) * crop_bytes
+                )
 
     def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> "list[_Outcome]":
         masks = masks_from_logits(logits, batch.boxes(), self.constants.expansion) if batch.crops else []

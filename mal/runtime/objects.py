@@ -44,7 +44,7 @@ def judge(mask: BoxMask, score: float, flags: int) -> tuple[float, Flag]:
     """Score to write and all flags of a mask."""
     found = Flag(flags)
     if not mask.pixels.any():
-        found |= Flag.EMPTY
+        score, found = 0.0, found | Flag.EMPTY  # whatever the model hoped for: nothing can be right about it
     if not math.isfinite(score):
         return 0.0, found | Flag.NOT_FINITE
     return score, found

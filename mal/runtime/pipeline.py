@@ -62,7 +62,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, session: Session, *, batch: int, workers: int, stages: Stages, budget: int = DEFAULT_BUDGET
+        self, session: Session, *, batch: int, workers: int, stages: Stages, budget: float = DEFAULT_BUDGET
     ) -> None:
         self._session = session
         self._batch = batch

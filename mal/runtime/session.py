@@ -52,8 +52,11 @@ def resolve_model(model: str | Path) -> Path:
         ModelFileError: no such file and no such name.
     """
     path = Path(model)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise ModelFileError(f"cannot read model {model}: {error.strerror}") from None
     if str(model) in SHIPPED:
         shipped = Path(str(resources.files("mal"))) / "models" / f"{model}.onnx"
         if shipped.is_file():
@@ -102,7 +105,7 @@ def check_device(device: str | None) -> int | None:
     if device in (None, "cpu"):
         return None
     name, _, index = device.partition(":")
-    if name != "cuda" or (":" in device and not index.isdigit()):
+    if name != "cuda" or (":" in device and not index.isdecimal()):
         raise UsageError(f"device {device!r} is not known; expected cpu, cuda or cuda:0")
     return int(index or 0)
 

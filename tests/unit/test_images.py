@@ -300,6 +300,13 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, header: object) -> None
     assert_refused(path, "50000 x 40000 pixels, more than the limit")
 
 
+def test_a_side_too_long_for_a_crop_is_refused(tmp_path: Path) -> None:
+    """One such image would otherwise end the whole run, in `cut_crop`."""
+    path = tmp_path / "long.png"
+    path.write_bytes(png_header(images.MAX_SIDE + 1, 1))
+    assert_refused(path, f"{images.MAX_SIDE + 1} x 1 pixels; a side may have {images.MAX_SIDE}")
+
+
 def test_no_warning_below_the_limit_in_any_thread(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Pillow's own limit lies lower and warns; warnings cannot be caught safely in threads, so none may arise."""
     path = tmp_path / "a.png"

@@ -32,6 +32,11 @@ def message(folder: Path, text: bytes) -> str:
     return str(caught.value)
 
 
+def test_a_name_that_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(BoxFileError, match="name too long"):
+        open_boxes(tmp_path / ("x" * 300))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

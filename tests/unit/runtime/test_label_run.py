@@ -302,6 +302,18 @@ def test_outputs_that_cannot_be_are_refused_before_any_work(run, dataset: Path, 
         run(output=tmp_path)
     with pytest.raises(OutputError, match="does not exist"):
         run(output=tmp_path / "no" / "out.json")
+    (tmp_path / "b.json.skipped.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"skipped\.jsonl: it is a folder"):
+        run(output=tmp_path / "b.json")
+    os.mkfifo(tmp_path / "pipe")  # as a device would be: replaced by a file
+    with pytest.raises(OutputError, match="it is no regular file"):
+        run(output=tmp_path / "pipe")
+    with pytest.raises(OutputError, match="name too long"):
+        run(output=tmp_path / ("x" * 300))
+    report = tmp_path / "c.json.report.json"
+    report.write_bytes(dataset.read_bytes())
+    with pytest.raises(UsageError, match=r"report\.json is the input itself"):
+        run(boxes=report, output=tmp_path / "c.json")
     with pytest.raises(UsageError, match="batch 0: expected auto or a number"):
         run(batch=0)
     with (
@@ -316,6 +328,29 @@ def test_no_permission_is_an_output_error(run, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="Permission denied"):
         run(output=tmp_path / "locked" / "out.json")
+
+
+@pytest.mark.parametrize("key", ["[1]", "{", '"x"'])
+def test_a_journal_of_something_else_is_refused(run, tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "out.json.journal"
+    folder.mkdir()
+    (folder / "run.json").write_text(key)
+    with pytest.raises(JournalError, match="start over with --fresh"):
+        run()
+    assert run(fresh=True).labelled
+
+
+def test_the_output_of_a_folder_keeps_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data.v2"
+    folder.mkdir()
+    assert label_module._default_output(folder) == tmp_path / "data.v2.masks.json"
+    monkeypatch.chdir(folder)
+    assert label_module._default_output(Path()) == tmp_path / "data.v2.masks.json"
+    assert label_module._default_output(Path("coco.json")) == Path("coco.masks.json")
+
+
+def test_memory_may_be_unbounded(run) -> None:
+    assert run(max_memory_gb=float("inf")).labelled
 
 
 def test_no_boxes_are_labelled_too(run, dataset: Path, tmp_path: Path) -> None:

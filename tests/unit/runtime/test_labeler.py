@@ -40,6 +40,12 @@ def test_boxes_are_clipped_and_impossible_ones_have_empty_masks(labeler: mal.Mas
     assert (result.scores > 0).tolist() == [True, False, False, True]
 
 
+def test_an_empty_mask_has_score_0(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    result = next(labeler.stream([(image, [[50, 45, 60, 55]])]))
+    assert not result.masks.any()
+    assert (result.flags, result.scores.tolist()) == ([["empty"]], [0.0])
+
+
 def test_a_stream_gives_what_single_calls_give(labeler: mal.MaskLabeler, rng: np.random.Generator) -> None:
     pairs = []
     for count in (0, 1, 5, PIECE + 9, 0, 0, 2, 0):
@@ -68,6 +74,26 @@ def test_images_are_taken_as_they_are_needed(labeler: mal.MaskLabeler, image: np
     for _ in range(3):
         next(stream)
     assert taken < 100
+    stream.close()
+
+
+def test_images_in_flight_are_bounded_in_bytes(
+    labeler: mal.MaskLabeler, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labeler._pipeline, "_budget", image.nbytes)
+    monkeypatch.setattr(labeler._pipeline, "_batch", 2)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield image, [[15, 15, 45, 45]]
+
+    stream = labeler.stream(endless())
+    next(stream)
+    # Two a batch: one in the session, two packed, one that comes out, one piece waiting.
+    assert taken <= 9
     stream.close()
 
 

@@ -98,6 +98,8 @@ def test_missing_models_and_other_kinds_say_what_to_do(tmp_path: Path) -> None:
         resolve_model(tmp_path / "no.onnx")
     with pytest.raises(ModelFileError, match="is a folder"):
         resolve_model(tmp_path)
+    with pytest.raises(ModelFileError, match="name too long"):
+        resolve_model(tmp_path / ("x" * 300))
     for suffix, message in ((".plan", "later version"), (".pt", re.escape("got '.pt'")), ("", "got 'no suffix'")):
         path = tmp_path / f"model{suffix}"
         path.write_bytes(b"x")
@@ -110,7 +112,7 @@ def test_a_device_that_is_not_there_is_an_error(model: Path) -> None:
         open_session(model, "cuda:7")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", ""])
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:\u00b2", ""])
 def test_an_unknown_device_is_wrong_usage(model: Path, device: str) -> None:
     with pytest.raises(UsageError, match="expected cpu, cuda or cuda:0"):
         open_session(model, device)
