@@ -1,6 +1,6 @@
 """CRF refinement of torch tensors: the training target and the torch session. What it means: `reference.py`.
 
-On a CPU the compiled kernel does it, 10 to 40 times as fast (benchmarks/crf.py), where it is built or can be;
+On a CPU the compiled kernel does it, 6 to 8 times as fast (benchmarks/crf.py), where it is built or can be;
 elsewhere torch's own operations. `body` tells which.
 """
 
