@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from mal.errors import MissingPackageError
-from mal.plugins.compile import compile_library, find_compiler
+from mal.plugins.compile import Recipe, find_compiler
 
 _NAME = "libtensorrt_rtx.so"
 
@@ -33,8 +33,8 @@ def make_parser_safe(folder: Path | None = None) -> None:
         return
     flags = ["-nostdlib", "-Wl,--no-as-needed", f"-Wl,-soname,{_NAME}", str(library), "-x", "c++"]
     try:
-        command = [find_compiler(), *flags]
-        alias = compile_library("mal_tensorrt_rtx_alias", command, [Path("/dev/null")], folder=folder)
+        command = (find_compiler(), *flags)
+        alias = Recipe("mal_tensorrt_rtx_alias", command, (Path("/dev/null"),)).build(folder)
         ctypes.CDLL(str(alias))  # never closed, so the name stays known
         problem = "" if _leads_to(library) else f"{_NAME} leads to another library than {library}"
     except (MissingPackageError, OSError) as error:
