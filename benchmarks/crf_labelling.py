@@ -46,20 +46,25 @@ def crops_of(truth: Path, folder: Path | None, share: float, constants):
     return np.stack(crops), objects
 
 
-def measure(logits, objects, expansion: float) -> dict[str, float]:
-    """Object and class means, sizes by true area, boundary IoU."""
-    ious, boundary = [], []
+def masks_of(logits, objects, expansion: float):
+    """(predicted (H, W) bool, truth (H, W) bool, IoU) of each object."""
     for each, z in zip(objects, logits, strict=True):
-        truth = to_mask(each.truth)
-        mask = mask_from_logits(z, each.box, expansion)
+        truth, mask = to_mask(each.truth), mask_from_logits(z, each.box, expansion)
         predicted = np.zeros_like(truth)
         height, width = mask.pixels.shape
         predicted[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] = mask.pixels
         common = (predicted & truth).sum()
-        ious.append(common / max(1, truth.sum() + predicted.sum() - common))
+        yield predicted, truth, common / max(1, truth.sum() + predicted.sum() - common)
+
+
+def measure(logits, objects, expansion: float) -> dict[str, float]:
+    """Object and class means, sizes by true area, boundary IoU."""
+    ious, boundary, area = [], [], []
+    for predicted, truth, iou in masks_of(logits, objects, expansion):
+        ious.append(iou)
         boundary.append(boundary_iou(predicted, truth))
-    ious = np.array(ious)
-    area = np.array([to_mask(each.truth).sum() for each in objects])
+        area.append(truth.sum())
+    ious, area = np.array(ious), np.array(area)
     category = np.array([each.category for each in objects])
     return {
         "object": ious.mean(),

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from crf_labelling import crops_of
+from crf_labelling import crops_of, masks_of
 
 from mal.crops import to_input
 from mal.evaluation.ranking import auc, spearman
-from mal.evaluation.segmentations import to_mask
-from mal.masks import mask_from_logits
 from mal.network.checkpoint import load_student
 from mal.network.score import mask_score
 
@@ -33,13 +31,7 @@ def main() -> None:
         [student.logits(torch.from_numpy(to_input(crops[at : at + 32]))) for at in range(0, len(crops), 32)]
     )
     logits -= student.boundary
-    ious = []
-    for each, z in zip(objects, logits[:, 0].numpy(), strict=True):
-        mask, truth = mask_from_logits(z, each.box, constants.expansion), to_mask(each.truth)
-        height, width = mask.pixels.shape
-        common = (truth[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] & mask.pixels).sum()
-        ious.append(common / max(1, truth.sum() + mask.pixels.sum() - common))
-    ious = np.array(ious)
+    ious = np.array([iou for _, _, iou in masks_of(logits[:, 0].numpy(), objects, constants.expansion)])
 
     inside = student.inside
     probability, mask = logits.sigmoid() * inside, (logits > 0) * inside

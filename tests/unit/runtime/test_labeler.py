@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +62,19 @@ def test_a_stream_gives_what_single_calls_give(labeler: mal.MaskLabeler, rng: np
         np.testing.assert_allclose(result.scores, scores, atol=1e-6)
 
 
+def endless(image: np.ndarray, taken: list[int]) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+    """The same image for ever; `taken` grows by one entry each time."""
+    while True:
+        taken.append(1)
+        yield image, [[15, 15, 45, 45]]
+
+
 def test_images_are_taken_as_they_are_needed(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
-    taken = 0
-
-    def endless():
-        nonlocal taken
-        while True:
-            taken += 1
-            yield image, [[15, 15, 45, 45]]
-
-    stream = labeler.stream(endless())
+    taken: list[int] = []
+    stream = labeler.stream(endless(image, taken))
     for _ in range(3):
         next(stream)
-    assert taken < 100
+    assert len(taken) < 100
     stream.close()
 
 
@@ -82,18 +83,11 @@ def test_images_in_flight_are_bounded_in_bytes(
 ) -> None:
     monkeypatch.setattr(labeler._pipeline, "_budget", image.nbytes)
     monkeypatch.setattr(labeler._pipeline, "_batch", 2)
-    taken = 0
-
-    def endless():
-        nonlocal taken
-        while True:
-            taken += 1
-            yield image, [[15, 15, 45, 45]]
-
-    stream = labeler.stream(endless())
+    taken: list[int] = []
+    stream = labeler.stream(endless(image, taken))
     next(stream)
     # Two a batch: one in the session, two packed, one that comes out, one piece waiting.
-    assert taken <= 9
+    assert len(taken) <= 9
     stream.close()
 
 
