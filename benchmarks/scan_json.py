@@ -2,7 +2,8 @@
 
     python benchmarks/scan_json.py [--megabytes 500] [--json]
 
-Two kinds of synthetic files: `boxes` (about 130 bytes an annotation) and `instances` (polygons, about 530 bytes).
+Three kinds of synthetic files: `boxes` (about 130 bytes an annotation), `names` (the same with strings as ids, about
+200 bytes) and `instances` (polygons, about 530 bytes).
 Rates are megabytes of the file per second of processor time: one thread works, and the clock does not run while
 others have the core. `write` counts the output, with a mask for every annotation. A bound and peers in the same run,
 on a quarter of the file and all in memory: msgspec looking only for the document's end (`bound_skip`), `json.loads`,
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,14 +31,15 @@ import orjson
 
 from mal.datasets import open_boxes
 
-MASK = {
-    "segmentation": b'{"size":[480,640],"counts":"' + b"Wb4o0^2n2M3N2O1N101N10000O1" * 3 + b'"}',
-    "area": b"1234",
-    "mal": b'{"score":0.87,"flags":[],"model":"0123456789ab"}',
-}
+KEYS = ("segmentation", "area", "mal")
+MASK = (
+    b'{"size":[480,640],"counts":"' + b"Wb4o0^2n2M3N2O1N101N10000O1" * 3 + b'"}',
+    b"1234",
+    b'{"score":0.87,"flags":[],"model":"0123456789ab"}',
+)
 
 
-def write_coco(file: Path, megabytes: float, polygons: bool) -> int:
+def write_coco(file: Path, megabytes: float, kind: str) -> int:
     """Write a synthetic file as Python's json would, and return the number of its annotations."""
     rng = random.Random(0)
 
@@ -44,16 +47,19 @@ def write_coco(file: Path, megabytes: float, polygons: bool) -> int:
         x, y, w, h = (round(rng.uniform(0, 600), 2) for _ in range(4))
         points = [round(rng.uniform(0, 640), 2) for _ in range(2 * rng.randint(8, 40))]
         return {
-            **({"segmentation": [points]} if polygons else {}),
+            **({"segmentation": [points]} if kind == "instances" else {}),
             "area": round(w * h, 4),
             "iscrowd": int(rng.random() < 0.01),
-            "image_id": rng.randrange(100_000),
+            "image_id": name(rng.randrange(100_000)),
             "bbox": [x, y, w, h],
             "category_id": rng.randint(1, 90),
             "id": number,
         }
 
-    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in range(100_000)]
+    def name(number: int) -> object:
+        return str(uuid.UUID(int=number)) if kind == "names" else number
+
+    images = [{"id": name(i), "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in range(100_000)]
     categories = [{"id": i, "name": f"class {i}"} for i in range(1, 91)]
     head = json.dumps({"info": {}, "images": images, "categories": categories})[:-1]
     texts = [json.dumps(annotation(number)).rpartition(" ")[0] for number in range(20_000)]  # all but the id
@@ -61,7 +67,7 @@ def write_coco(file: Path, megabytes: float, polygons: bool) -> int:
     with file.open("w") as stream:
         stream.write(head + ', "annotations": [')
         while stream.tell() < megabytes * 1e6:
-            elements = [f"{text} {number}}}" for number, text in enumerate(texts, count + 1)]
+            elements = [f"{text} {json.dumps(name(number))}}}" for number, text in enumerate(texts, count + 1)]
             stream.write((", " if count else "") + ", ".join(elements))
             count += len(texts)
         stream.write("]}")
@@ -93,7 +99,7 @@ def written(file: Path) -> float:
     """MB of output a second when every annotation gets a mask."""
     boxes, sink = open_boxes(file), Sink()
     start = time.process_time()
-    boxes.write(sink, lambda row: MASK)  # type: ignore[arg-type]
+    boxes.write(sink, KEYS, lambda start, stop: [MASK] * (stop - start))  # type: ignore[arg-type]
     return sink.size / (time.process_time() - start) / 1e6
 
 
@@ -103,11 +109,11 @@ def peak_bytes(file: Path) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure(folder: Path, megabytes: float, polygons: bool) -> dict[str, float | int | str]:
+def measure(folder: Path, megabytes: float, kind: str) -> dict[str, float | int | str]:
     small, large = folder / "small.json", folder / "large.json"
-    few, many = write_coco(small, megabytes / 4, polygons), write_coco(large, megabytes, polygons)
+    few, many = write_coco(small, megabytes / 4, kind), write_coco(large, megabytes, kind)
     return {
-        "kind": "instances" if polygons else "boxes",
+        "kind": kind,
         "megabytes": round(large.stat().st_size / 1e6),
         "annotations": many,
         "bytes_per_annotation_in_file": round(large.stat().st_size / many),
@@ -136,8 +142,8 @@ def main() -> None:
         versions = f"msgspec {msgspec.__version__}, NumPy {numpy.__version__}, orjson {orjson.__version__}"
         print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
     with tempfile.TemporaryDirectory() as folder:
-        for polygons in (False, True):
-            result = measure(Path(folder), arguments.megabytes, polygons)
+        for kind in ("boxes", "names", "instances"):
+            result = measure(Path(folder), arguments.megabytes, kind)
             print(json.dumps(result) if arguments.json else "\n  ".join(f"{k}: {v}" for k, v in result.items()))
 
 

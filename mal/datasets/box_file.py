@@ -1,7 +1,6 @@
 """BoxFile: the boxes of a data set as columns, and the way back into its file."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,10 +14,11 @@ from mal.datasets.coco import AMBIGUOUS_IMAGE, NO_IMAGE, LooseAnnotation, Scan, 
 from mal.datasets.document import Document
 from mal.datasets.scan import WINDOW, repair
 from mal.datasets.splice import splice
-from mal.errors import BoxFileError
 
-_raw_list = msgspec.json.Decoder(list[msgspec.Raw])
-_GAP = re.compile(rb"[ \t\r\n,]*")
+_RUN = 1 << 15  # annotations whose results are asked for at once, at least
+
+Results = Callable[[int, int], Sequence[Sequence[bytes] | None]]
+"""Values of the keys to be written, for rows start..stop; None for a row that stays as it came."""
 
 
 class BoxFile:
@@ -95,13 +95,15 @@ class BoxFile:
         """The annotations' `image_id` as it stands in the file, even where no image has it; see `annotation_ids`."""
         return self._reread(rows, "image_id")
 
-    def write(self, stream: BinaryIO, results: Callable[[int], Mapping[str, bytes] | None]) -> None:
+    def write(self, stream: BinaryIO, keys: Sequence[str], results: Results) -> None:
         """Copy the document, setting keys of its annotations; everything else is copied byte for byte.
 
         Args:
             stream: binary file to write to.
-            results: called once for each row in the file's order; gives key -> JSON text of the value,
-                None or nothing to leave the annotation as it came. What is no JSON object stays as it is.
+            keys: names of the keys, ASCII.
+            results: called with rows start, stop, in the file's order, some thousands at a time; gives one entry
+                a row: JSON texts of the values in the order of `keys`, or None to leave the annotation as it came.
+                What is no JSON object stays as it is.
 
         Raises:
             BoxFileError: the document was changed since it was opened.
@@ -109,40 +111,21 @@ class BoxFile:
         document = self._document
         document.check_unchanged()
         done = 0
-        for stretch in self._stretches:
-            self._copy(stream, done, stretch.start)
-            stream.write(b"".join(self._spliced(stretch, results)))
-            done = stretch.stop
+        for run in _runs(self._stretches):
+            first, count = run[0].first, sum(stretch.rows for stretch in run)
+            values = results(first, first + count)
+            for start, stop, row, rows in run:
+                self._copy(stream, done, start)
+                try:
+                    stream.write(splice(document.read(start, stop), keys, values[row - first : row - first + rows]))
+                except (ValueError, IndexError):  # it was valid JSON when it was scanned
+                    raise document.changed() from None
+                done = stop
         self._copy(stream, done, document.size)
 
     def _copy(self, stream: BinaryIO, start: int, stop: int) -> None:
         for at in range(start, stop, WINDOW):
             stream.write(self._document.read(at, min(at + WINDOW, stop)))
-
-    def _spliced(self, stretch: Stretch, results: Callable[[int], Mapping[str, bytes] | None]) -> list[bytes]:
-        text = self._document.read(stretch.start, stretch.stop)
-        pieces: list[bytes] = []
-        at, gap = 0, b""
-        for row, length in enumerate(self._lengths(text), stretch.first):
-            # Between elements there is mostly the same text again.
-            if not text.startswith(gap + b"{", at):
-                gap = _gap(text, at)
-            start = at + len(gap)
-            at = start + length
-            annotation = text[start:at]
-            values = results(row)
-            if values and annotation.startswith(b"{"):
-                annotation = splice(annotation, values)
-            pieces += (gap, annotation)
-        pieces.append(text[at:])
-        return pieces
-
-    def _lengths(self, text: bytes) -> list[int]:
-        try:
-            raws = _raw_list.decode(b"[" + text + b"]")
-        except msgspec.DecodeError:
-            raws = self._decoded(text, _raw_list.decode)
-        return [len(memoryview(raw)) for raw in raws]
 
     def _reread(self, rows: Sequence[int] | NDArray[np.integer], field: str) -> list[Any]:
         wanted = np.asarray(rows, np.int64)
@@ -167,10 +150,18 @@ class BoxFile:
         try:
             return decode(repair(array))
         except msgspec.DecodeError:
-            raise BoxFileError(f"{self._document.name} was changed while it was being read; run again") from None
+            raise self._document.changed() from None
 
 
-def _gap(text: bytes, at: int) -> bytes:
-    """White space and the comma before the element that comes next."""
-    match = _GAP.match(text, at)
-    return match[0] if match else b""
+def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
+    """Neighbouring stretches, some thousands of rows together: their results lie all over the journal."""
+    run: list[Stretch] = []
+    rows = 0
+    for stretch in stretches:
+        run.append(stretch)
+        rows += stretch.rows
+        if rows >= _RUN:
+            yield run
+            run, rows = [], 0
+    if run:
+        yield run

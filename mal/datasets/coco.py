@@ -2,12 +2,12 @@
 
 import gc
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from struct import pack_into
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -29,9 +29,9 @@ class Annotation(msgspec.Struct, gc=False):
     """An annotation as it should be; decoding fails on anything else."""
 
     bbox: tuple[float, float, float, float]
-    image_id: int
-    category_id: int = MISSING
-    id: int = MISSING
+    image_id: int | str
+    category_id: int | str = MISSING
+    id: int | str = MISSING
     iscrowd: int | bool = 0
 
 
@@ -76,6 +76,8 @@ class Stretch(NamedTuple):
     stop: int
     first: int
     """Row of its first annotation."""
+    rows: int
+    """How many they are."""
 
 
 @dataclass
@@ -170,12 +172,33 @@ class _AnnotationColumns:
         columns = (self._boxes, self._image, self._category, self._id, self._crowd)
         for start, stop, annotations in reader.windows(decode_annotations):
             first, count = len(self._boxes), len(annotations)
-            self._stretches.append(Stretch(start, stop, first))
+            self._stretches.append(Stretch(start, stop, first, count))
             # As many as fill the rest of the document at the density of this window.
             expected = first + int(count * (size - start) / (stop - start) * 1.02) + 1
             rows = tuple(column.append(count, expected) for column in columns)
-            if not (isinstance(annotations[0], Annotation) and _fill(rows, annotations)):
+            if not (isinstance(annotations[0], Annotation) and self._fill(rows, annotations)):
                 self._fill_loosely(rows, annotations)
+
+    def _fill(self, rows: tuple[NDArray[Any], ...], annotations: list[Annotation]) -> bool:
+        """Fill rows of the columns from well-formed annotations; False if an id does not fit its column.
+
+        `struct` is the fastest way from Python's numbers into an array.
+        """
+        boxes, image, category, identity, crowd = rows
+        count = len(annotations)
+        try:
+            edges = chain.from_iterable([annotation.bbox for annotation in annotations])
+            pack_into(f"{4 * count}d", boxes.data, 0, *edges)
+            pack_into(f"{count}?", crowd.data, 0, *[annotation.iscrowd for annotation in annotations])
+            number = self._codes.interned.__getitem__
+            _fill_ids(image, [annotation.image_id for annotation in annotations], number)
+            _fill_ids(category, [annotation.category_id for annotation in annotations], number)
+            _fill_ids(identity, [annotation.id for annotation in annotations], _digest_of_text)
+        except struct.error:
+            return False
+        with np.errstate(over="ignore"):  # 1e308 + 1e308: infinite, found by whoever asks for a usable box
+            boxes[:, 2:] += boxes[:, :2]
+        return True
 
     def _fill_loosely(self, rows: tuple[NDArray[Any], ...], annotations: list[Any]) -> None:
         boxes, image, category, identity, crowd = rows
@@ -298,24 +321,17 @@ def _value(raw: msgspec.Raw) -> Any:
         return None  # a number beyond float, or text that is no UTF-8
 
 
-def _fill(rows: tuple[NDArray[Any], ...], annotations: list[Annotation]) -> bool:
-    """Fill rows of the columns from well-formed annotations; False if an id does not fit its column.
-
-    `struct` is the fastest way from Python's numbers into an array.
-    """
-    boxes, image, category, identity, crowd = rows
-    count = len(annotations)
+def _fill_ids(column: NDArray[np.int64], ids: list[int | str], code: Callable[[str], int]) -> None:
+    """Codes of ids that are all integers or all strings; struct.error where they are not, or do not fit."""
     try:
-        pack_into(f"{4 * count}d", boxes.data, 0, *chain.from_iterable([annotation.bbox for annotation in annotations]))
-        pack_into(f"{count}q", image.data, 0, *[annotation.image_id for annotation in annotations])
-        pack_into(f"{count}q", category.data, 0, *[annotation.category_id for annotation in annotations])
-        pack_into(f"{count}q", identity.data, 0, *[annotation.id for annotation in annotations])
-        pack_into(f"{count}?", crowd.data, 0, *[annotation.iscrowd for annotation in annotations])
+        pack_into(f"{len(ids)}q", column.data, 0, *ids)
     except struct.error:
-        return False
-    with np.errstate(over="ignore"):  # 1e308 + 1e308: infinite, found by whoever asks for a usable box
-        boxes[:, 2:] += boxes[:, :2]
-    return bool(max(image.max(), category.max()) < LIMIT and image.min() > -LIMIT)
+        if set(map(type, ids)) != {str}:
+            raise
+        column[:] = np.fromiter(map(cast("Callable[[Any], int]", code), ids), np.int64, len(ids))
+    else:
+        if column.max() >= LIMIT or (column.min() <= -LIMIT and (column[column <= -LIMIT] != MISSING).any()):
+            raise struct.error
 
 
 def _corners(bbox: Any) -> tuple[float, float, float, float]:
@@ -336,9 +352,13 @@ def _is_crowd(value: Any) -> bool:
 def _digest(value: Any) -> int:
     """A number for an annotation's id: integers their own, strings a hash, MISSING for what is no id."""
     if type(value) is str:
-        return hash(value) % LIMIT
+        return _digest_of_text(value)
     code = Codes().of(value)
     return code if code < LIMIT else hash(value) % LIMIT
+
+
+def _digest_of_text(text: str) -> int:
+    return hash(text) % LIMIT
 
 
 def _count_duplicates(codes: NDArray[np.int64]) -> int:

@@ -44,7 +44,11 @@ class Document:
     def check_unchanged(self) -> None:
         """Raise BoxFileError when somebody wrote into the file since it was opened."""
         if self._state() != self._stamp:
-            raise BoxFileError(f"{self.name} was changed while it was being read; run again")
+            raise self.changed()
+
+    def changed(self) -> BoxFileError:
+        """The error for a document that is no longer what was scanned."""
+        return BoxFileError(f"{self.name} was changed while it was being read; run again")
 
     def _state(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)

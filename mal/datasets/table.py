@@ -51,11 +51,19 @@ class Column:
         return rows
 
 
+class _Numbers(dict[str | int, int]):
+    """Numbers its keys from LIMIT, in the order in which they are first asked for."""
+
+    def __missing__(self, key: str | int) -> int:
+        self[key] = number = LIMIT + len(self)
+        return number
+
+
 @dataclass
 class Codes:
     """One int64 for any id that JSON can write, equal exactly when the ids are."""
 
-    interned: dict[str | int, int] = field(default_factory=dict[str | int, int])
+    interned: _Numbers = field(default_factory=_Numbers)
 
     def of(self, value: object) -> int:
         """Code of an id. Integers keep their value, 7.0 is 7, strings are numbered; all else is MISSING."""
@@ -64,7 +72,7 @@ class Codes:
         if type(value) is int and -LIMIT < value < LIMIT:
             return value
         if type(value) is str or (type(value) is int and value != MISSING):
-            return self.interned.setdefault(value, LIMIT + len(self.interned))
+            return self.interned[value]
         return MISSING
 
 

@@ -27,7 +27,7 @@ from mal.runtime.objects import Piece
 from mal.runtime.pipeline import DEFAULT_BUDGET, Pipeline, batch_size
 from mal.runtime.progress import Progress
 from mal.runtime.report import LabelReport
-from mal.runtime.results import Format, Results, must_have_mask, record_of
+from mal.runtime.results import KEYS, Format, Results, must_have_mask, record_of
 from mal.runtime.session import Session, open_session
 from mal.runtime.stages import Stages
 from mal.runtime.versions import versions
@@ -257,7 +257,7 @@ def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, A
 
 def _write_masks(boxes: BoxFile, results: Results, output: Path, journal: Journal) -> None:
     with writing(output), whole_file(output, journal.folder / "merged.json") as file:
-        boxes.write(file, results)
+        boxes.write(file, KEYS, results)
 
 
 def _write_skipped(boxes: BoxFile, results: Results, output: Path, on_error: str) -> Counter[str]:

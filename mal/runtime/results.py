@@ -1,6 +1,7 @@
 """Results of the labelled objects: made from a batch, found again by annotation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,11 @@ from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record
 from mal.runtime.objects import Flag, judge
 
 Format = Literal["rle", "polygon"]
+
+KEYS = ("segmentation", "area", "mal")
+"""What an annotation gets."""
+
+_GAP = 1 << 12  # bytes of other results that are rather read than skipped
 
 
 def record_of(
@@ -80,16 +86,33 @@ class Results:
         if len(order) and not (self._entries["kind"] > 0).all():
             raise MalError(f"the journal {journal.folder} lost results; start over with --fresh")
 
-    def __call__(self, row: int) -> Mapping[str, bytes] | None:
-        """Keys to write on annotation `row`, as JSON text; None: it stays as it came."""
-        kind, flags, score, area, length = self._entries[row].item()
-        if kind != LABELLED:
-            return None
-        return {
-            "segmentation": self._journal.read(self._block.item(row), self._offsets.item(row), length),
-            "area": b"%d" % area,
-            "mal": b'{"score": %.4f, "flags": %s, "model": %s}' % (score, self._flags[flags], self._model),
-        }
+    def __call__(self, start: int, stop: int) -> list[tuple[bytes, bytes, bytes] | None]:
+        """Values of `KEYS` for the annotations start..stop, as JSON text; None: it stays as it came."""
+        entries = self._entries[start:stop]
+        end = b', "model": %s}' % self._model
+        return [
+            (text, b"%d" % area, b'{"score": %.4f, "flags": %s%s' % (score, self._flags[flag], end))
+            if kind == LABELLED
+            else None
+            for (kind, flag, score, area, _), text in zip(entries.tolist(), self._texts(start, stop), strict=True)
+        ]
+
+    def _texts(self, start: int, stop: int) -> list[bytes]:
+        """Texts of the annotations start..stop; neighbours in a segment are read together."""
+        length = self._entries["length"][start:stop].astype(np.int64)
+        first, block = self._offsets[start:stop], self._block[start:stop]
+        order = np.lexsort((first, block))
+        block, begin, end = block[order], first[order], (first + length)[order]
+        apart = (np.diff(block) != 0) | (begin[1:] - end[:-1] > _GAP)
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
+        texts = [b""] * len(order)
+        for low, high in itertools.pairwise(edges):
+            at = int(begin[low])
+            run = self._journal.read(int(block[low]), at, int(end[high - 1]) - at)
+            places, begins, ends = (column[low:high].tolist() for column in (order, begin - at, end - at))
+            for place, one, other in zip(places, begins, ends, strict=True):
+                texts[place] = run[one:other]
+        return texts
 
     def skipped(self) -> Iterator[tuple[int, str]]:
         """Annotation row and reason of what has no mask, in the file's order."""

@@ -1,14 +1,13 @@
 """COCO and LVIS: every column, every id, and the way back."""
 
-import io
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from box_writing import written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,12 +21,6 @@ def opened(folder: Path, annotations: list[Any], images: list[Any] = IMAGES, **o
     file = folder / "boxes.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, **others}))
     return open_boxes(file)
-
-
-def written(boxes: BoxFile, results: Mapping[int, Mapping[str, bytes]]) -> bytes:
-    stream = io.BytesIO()
-    boxes.write(stream, results.get)
-    return stream.getvalue()
 
 
 def test_columns(tmp_path: Path) -> None:
@@ -226,7 +219,7 @@ def test_a_key_that_is_there_keeps_its_place_and_everything_else_its_letters(tmp
     file = tmp_path / "boxes.json"
     one = '{"id": 1, "area": 1.50, "image_id":3 , "x": [1e2, "\\u00e4"], "bbox": [1, 2, 3, 4.0]}'
     file.write_text('{"images": [], "annotations": [\n  ' + one + " ,\n  {}\n]}")
-    text = written(open_boxes(file), {0: {"mal": b"{}", "area": b"7"}, 1: {"area": b"8", "mal": b"1"}})
+    text = written(open_boxes(file), {0: {"area": b"7", "mal": b"{}"}, 1: {"area": b"8", "mal": b"1"}})
     new = '{"id": 1, "area": 7, "image_id":3 , "x": [1e2, "\\u00e4"], "bbox": [1, 2, 3, 4.0], "mal": {}}'
     assert text.decode() == '{"images": [], "annotations": [\n  ' + new + ' ,\n  {"area": 8, "mal": 1}\n]}'
 

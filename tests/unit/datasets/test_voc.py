@@ -1,10 +1,10 @@
 """Pascal VOC's XML becomes a COCO document."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
+from box_writing import written
 
 from mal.datasets import open_boxes
 from mal.errors import BoxFileError
@@ -33,10 +33,8 @@ def test_pixels_count_from_one_and_include_the_last(tmp_path: Path) -> None:
     assert (boxes.images.widths.tolist(), boxes.images.heights.tolist()) == ([50, 50], [40, 40])
     assert boxes.category_names == ["dog", "cat"]
     assert boxes.category.tolist() == [0, 1, 0]
-    stream = io.BytesIO()
-    boxes.write(stream, lambda row: None)
     first = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0.0, 1.0, 10.0, 19.0], "difficult": 1}
-    assert json.loads(stream.getvalue())["annotations"][0] == first
+    assert json.loads(written(boxes))["annotations"][0] == first
 
 
 def test_one_file_and_a_folder_of_files(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """YOLO label files become a COCO document."""
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from box_writing import written
 from PIL import Image
 
 from mal.datasets import open_boxes
@@ -36,9 +36,8 @@ def test_boxes_in_pixels(tmp_path: Path) -> None:
 
 def test_output_is_coco(tmp_path: Path) -> None:
     boxes = open_boxes(data_set(tmp_path, {"a": "0 .5 .5 .5 .5 .75"}))
-    stream = io.BytesIO()
-    boxes.write(stream, lambda row: {"area": b"5"})
-    output = json.loads(stream.getvalue())
+    text = written(boxes, {0: {"area": b"5"}})
+    output = json.loads(text)
     bbox = [25.0, 50.0, 50.0, 100.0]
     annotation = {"id": 1, "image_id": 1, "category_id": 0, "bbox": bbox, "confidence": 0.75, "area": 5}
     assert output["annotations"] == [annotation]
@@ -51,9 +50,7 @@ def test_lines_that_are_no_boxes_stay_as_objects(tmp_path: Path, line: str) -> N
     boxes = open_boxes(data_set(tmp_path, {"a": f"{line}\n0 .5 .5 .5 .5"}))
     assert np.isnan(boxes.boxes).all(axis=1).tolist() == [True, False]
     assert boxes.reason(0) == "bbox is not four finite numbers"
-    stream = io.BytesIO()
-    boxes.write(stream, lambda row: None)
-    assert json.loads(stream.getvalue())["annotations"][0]["label"] == line
+    assert json.loads(written(boxes))["annotations"][0]["label"] == line
 
 
 def test_labels_without_a_readable_image_are_not_lost(tmp_path: Path) -> None:
