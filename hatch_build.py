@@ -1,4 +1,7 @@
-"""Put the compiled CPU kernel into the wheel where a C++ compiler is; without one the wheel is pure Python."""
+"""Compile for the CPU at installation, where a C++ compiler is: into the wheel, or for a checkout into the cache.
+
+Without a compiler the wheel is pure Python, and NumPy does the same more slowly.
+"""
 
 import sys
 import sysconfig
@@ -10,23 +13,25 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class KernelHook(BuildHookInterface):
-    """Hatchling's hook for wheels; an editable install builds its kernel in the cache, when it is first needed."""
+    """Hatchling's hook for wheels and editable installations."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and tell hatchling what lies where."""
-        if version == "editable" or not sys.platform.startswith("linux"):
+        if not sys.platform.startswith("linux"):
             return
         sys.path.insert(0, self.root)
         from mal.errors import MissingPackageError
-        from mal.plugins.crf_refine.host_library import SHIPPED, build_portable
+        from mal.plugins.host_library import SHIPPED, build_host, build_portable
 
         self._scratch = tempfile.TemporaryDirectory()
         try:
-            library = build_portable(Path(self._scratch.name))
+            library = build_host() if version == "editable" else build_portable(Path(self._scratch.name))
         except MissingPackageError as error:
-            self.app.display_warning(f"a pure wheel, without the CPU kernel: {error}")
+            self.app.display_warning(f"nothing is compiled for the CPU: {error}")
             return
-        build_data["force_include"][str(library)] = f"mal/plugins/crf_refine/{SHIPPED}"
+        if version == "editable":
+            return
+        build_data["force_include"][str(library)] = f"mal/plugins/{SHIPPED}"
         build_data["pure_python"] = False
         # Any Python 3: the kernel is called through ctypes. Any machine with this C library or a newer one.
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

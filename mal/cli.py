@@ -251,7 +251,7 @@ def _plugins() -> None:  # pyright: ignore[reportUnusedFunction]  keeps `plugins
 
 @plugins_app.command()
 def build() -> None:
-    """Compile the CRF kernel for this machine's CPU and, with nvcc, for GPUs."""
+    """Compile crops, masks and the CRF for this machine's CPU and, with nvcc, the CRF for GPUs."""
     from mal.plugins.crf_refine.compiled import build_all
 
     for line in build_all():

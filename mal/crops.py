@@ -47,14 +47,10 @@ def cut_crop(image: Pixels, rect: NDArray[np.float64], size: int, fill: Fill) ->
     Raises:
         ShapeError: no image, or a rectangle without an area, not finite or absurdly large.
     """
-    _check(image)
+    check_crops(image, rect[None], size)
     x0, y0, x1, y1 = (float(edge) for edge in rect)
-    if not (-MAX_EDGE < x0 < x1 < MAX_EDGE and -MAX_EDGE < y0 < y1 < MAX_EDGE):
-        raise ShapeError(f"a crop needs x0 < x1 and y0 < y1 within {MAX_EDGE} pixels, got {[x0, y0, x1, y1]}")
     left, right = _reach(x0, x1, size)
     top, bottom = _reach(y0, y1, size)
-    if (right - left) * (bottom - top) > MAX_PATCH:
-        raise ShapeError(f"rectangle {[x0, y0, x1, y1]} covers more than {MAX_PATCH} pixels; clip its box first")
     patch = _patch(image, left, top, right, bottom, fill)
     box = (x0 - left, y0 - top, x1 - left, y1 - top)
     return np.asarray(Image.fromarray(patch).resize((size, size), Image.Resampling.BILINEAR, box=box))
@@ -85,9 +81,21 @@ def to_input(crops: Pixels, out: NDArray[np.float32] | None = None) -> NDArray[n
     return out
 
 
-def _check(image: Pixels) -> None:
+def check_crops(image: Pixels, rects: NDArray[np.float64], size: int) -> None:
+    """Raise ShapeError for what `cut_crops` does not take; arguments as there."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ShapeError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
+    low, high = rects[:, :2], rects[:, 2:]
+    fine = np.all((low > -MAX_EDGE) & (low < high) & (high < MAX_EDGE), axis=1)
+    if not fine.all():
+        wrong = rects[~fine][0].tolist()
+        raise ShapeError(f"a crop needs x0 < x1 and y0 < y1 within {MAX_EDGE} pixels, got {wrong}")
+    sides = high - low
+    reach = sides + 2 * np.maximum(1, sides / size) + 4  # a little more than the pixels of `_reach`
+    fine = reach.prod(axis=1) <= MAX_PATCH
+    if not fine.all():
+        wrong = rects[~fine][0].tolist()
+        raise ShapeError(f"rectangle {wrong} covers more than {MAX_PATCH} pixels; clip its box first")
 
 
 def _reach(low: float, high: float, size: int) -> tuple[int, int]:

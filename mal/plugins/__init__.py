@@ -1,1 +1,1 @@
-"""Operations with bodies of their own: CRF refinement, and what DeepStream loads."""
+"""Operations with bodies of their own: CRF refinement, crops and masks, and what DeepStream loads."""

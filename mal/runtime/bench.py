@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mal.datasets import BoxFile, open_boxes
 from mal.errors import InputError
+from mal.plugins.pixels import pixels
 from mal.runtime.batches import BatchCutter
 from mal.runtime.blocks import cut_blocks, cut_pieces
 from mal.runtime.label import label_dataset
@@ -56,6 +57,7 @@ class BenchReport:
     backend: str
     device: str
     threads: int
+    pixels: str  # body of crops and masks: compiled or numpy
     workers: int
     batch: int
 
@@ -68,8 +70,8 @@ class BenchReport:
         stages = "  ".join(f"{stage} {spent:.3f}" for stage, spent in self.stages.items())
         return (
             f"{self.model} {self.model_id} on {self.device} ({self.backend}), {self.threads} threads, "
-            f"{self.workers} workers, batch {self.batch}; {self.rounds} rounds of {self.crops} crops "
-            f"from {self.images} images\n"
+            f"{self.workers} workers, batch {self.batch}, {self.pixels} crops and masks; "
+            f"{self.rounds} rounds of {self.crops} crops from {self.images} images\n"
             f"  bare session    {self.session_crops_per_s:8.1f} crops/s\n"
             f"  whole pipeline  {self.pipeline_crops_per_s:8.1f} crops/s   {self.efficiency:.1%} of the session\n"
             f"  host            {self.host_ms_per_box:8.3f} ms a box on one thread: {stages}\n"
@@ -134,6 +136,7 @@ def run_bench(
             backend=session.backend,
             device=session.device,
             threads=session.threads,
+            pixels=pixels().name,
             workers=workers or cpu_count(),
             batch=size,
         )

@@ -11,8 +11,8 @@ import numpy as np
 
 from mal.errors import MalError, MissingPackageError
 from mal.plugins.compile import find_compiler, find_nvcc
-from mal.plugins.crf_refine.host_library import find_host
 from mal.plugins.crf_refine.tensorrt_library import find_headers, find_plugin, header_version
+from mal.plugins.host_library import find_host
 from mal.runtime.machine import cpu_count, gpu_count
 from mal.runtime.session import open_session, resolve_model
 from mal.runtime.versions import installed, versions
@@ -152,11 +152,13 @@ def _tool(name: str, find: Callable[[], str]) -> Check:
 
 
 def _cpu_kernel() -> Check:
-    name = "CRF kernel (CPU)"
+    name = "compiled for the CPU"  # CRF, crops and masks
     if path := find_host():
         return Check(name, "ok", str(path))
     try:
-        return Check(name, "ok", f"not built yet; {find_compiler()} builds it when it is first needed", _BUILD)
+        return Check(
+            name, "ok", f"not built yet; {find_compiler()} builds it; until then NumPy cuts and decides", _BUILD
+        )
     except MissingPackageError as error:
         return Check(name, "missing", str(error))
 

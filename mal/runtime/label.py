@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mal.datasets import BoxFile, open_boxes
 from mal.errors import Interrupted, MalError, OutputError, UsageError
+from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
 from mal.runtime.blocks import Block, cut_blocks, cut_pieces
 from mal.runtime.interrupt import stop_requested
@@ -100,8 +101,11 @@ def label_dataset(
         with Progress(len(box_file), log_json) as progress:
             name = f"{Path(model).name} {session.model_id}"
             progress.say(
-                "start", f"{name} on {session.device} ({session.backend}, {session.threads} threads), batch {size}",
-                model=name, device=session.device, backend=session.backend, batch=size, objects=len(box_file),
+                "start",
+                f"{name} on {session.device} ({session.backend}, {session.threads} threads), batch {size}, "
+                f"{pixels().name} crops and masks",
+                model=name, device=session.device, backend=session.backend, batch=size, pixels=pixels().name,
+                objects=len(box_file),
             )  # fmt: skip
             labelling.run(pipeline, session, progress)
         with stages.time("merge"):
@@ -132,6 +136,7 @@ def label_dataset(
             backend=session.backend,
             device=session.device,
             threads=session.threads,
+            pixels=pixels().name,
             workers=workers,
             batch=size,
             settings=settings,
@@ -250,6 +255,7 @@ def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, A
         "backend": session.backend,
         "device": session.device.partition(":")[0],
         "batch": batch,
+        "pixels": pixels().name,
         **settings,
         "mal": versions(())["mal"],
     }

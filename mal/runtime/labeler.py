@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from mal.boxes import as_boxes, usable
 from mal.config import ModelConstants
 from mal.errors import ShapeError
-from mal.masks import BoxMask, masks_from_logits
+from mal.masks import BoxMask
+from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
 from mal.runtime.machine import cpu_count
 from mal.runtime.objects import PIECE, Image, Piece, SharedImage, judge
@@ -146,7 +147,7 @@ class MaskLabeler:
                 )
 
     def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> "list[_Outcome]":
-        masks = masks_from_logits(logits, batch.boxes(), self.constants.expansion) if batch.crops else []
+        masks = pixels().masks_from_logits(logits, batch.boxes(), self.constants.expansion) if batch.crops else []
         made = zip(masks, scores.tolist(), strict=True)
         found: list[_Outcome] = []
         for span in batch.spans:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from mal.boxes import Boxes, clip, expand, usable
 from mal.config import ModelConstants
-from mal.crops import cut_crops
 from mal.errors import ImageError
 from mal.masks import BoxMask
+from mal.plugins.pixels import pixels
 from mal.runtime.stages import Stages
 
 Image = NDArray[np.uint8]
@@ -139,5 +139,6 @@ def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared
     prepared.which = candidates[inside]
     prepared.boxes = clipped[inside]
     with stages.time("crop"):
-        prepared.crops = cut_crops(image, expand(prepared.boxes, constants.expansion), side, constants.fill)
+        rects = expand(prepared.boxes, constants.expansion)
+        prepared.crops = pixels().cut_crops(image, rects, side, constants.fill)
     return prepared

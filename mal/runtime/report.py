@@ -36,6 +36,7 @@ class LabelReport:
     backend: str
     device: str
     threads: int
+    pixels: str  # body of crops and masks: compiled or numpy
     workers: int
     batch: int
     settings: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -9,7 +9,8 @@ import orjson
 from numpy.typing import NDArray
 
 from mal.errors import MalError
-from mal.masks import BoxMask, area, encode, masks_from_logits, polygons
+from mal.masks import BoxMask, area, polygons
+from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
 from mal.runtime.blocks import Block
 from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record
@@ -35,7 +36,7 @@ def record_of(
         expansion: the model's.
         mask_format: how the segmentation is written.
     """
-    masks = masks_from_logits(logits, batch.boxes(), expansion) if batch.crops else []
+    masks = pixels().masks_from_logits(logits, batch.boxes(), expansion) if batch.crops else []
     sizes = [span.piece.size for span in batch.spans for _ in range(span.crop_first, span.crop_last)]
     segmentations = iter(zip(masks, scores.tolist(), segmentation_json(masks, sizes, mask_format), strict=True))
     texts: list[bytes] = []
@@ -62,7 +63,7 @@ def segmentation_json(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]
         return [orjson.dumps(polygons(mask)) for mask in masks]
     return [
         orjson.dumps({"size": size, "counts": counts.decode()})
-        for size, counts in zip(sizes, encode(masks, sizes), strict=True)
+        for size, counts in zip(sizes, pixels().encode(masks, sizes), strict=True)
     ]
 
 

@@ -1,5 +1,6 @@
 """All bodies of CRF refinement against the judge on real crops, and the bugs that this must catch."""
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,8 @@ from mal import boxes
 from mal.crops import cut_crops
 from mal.datasets import open_boxes
 from mal.images import find_image, read_image
-from mal.plugins.crf_refine import compiled, host_library, reference
+from mal.plugins import host_library
+from mal.plugins.crf_refine import compiled, reference
 
 MEAN, STD = (
     np.array(values, np.float32).reshape(3, 1, 1) * 255 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -149,6 +151,6 @@ def test_planted_bugs_are_caught(
     text = (tmp_path / file).read_text()
     assert text.count(right) == 1
     (tmp_path / file).write_text(text.replace(right, wrong))
-    library = compiled.load_host(host_library.build_host(tmp_path, flags=("-O1",), source=tmp_path))
+    library = compiled.declare(ctypes.CDLL(str(host_library.build_host(tmp_path, ("-O1",), (tmp_path / "host.cpp",)))))
     monkeypatch.setattr(compiled, "_host", lambda: library)
     assert not agrees(compiled.crf_refine, rng)

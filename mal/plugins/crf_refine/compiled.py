@@ -1,20 +1,19 @@
 """The compiled CPU body, and `mal plugins build`.
 
-host.cpp                      g++    libmal_crf_host-<hash>.so        this machine's CPU (host_library.py)
+host.cpp                      g++    libmal_host-<hash>.so            this machine's CPU (../host_library.py)
 cuda.cu, tensorrt_plugin.cu   nvcc   libmal_crf_tensorrt-<hash>.so    GPUs, in TensorRT (tensorrt_library.py)
 """
 
 import ctypes
 import os
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mal.errors import MissingPackageError, ShapeError
 from mal.plugins.crf_refine.contract import check
-from mal.plugins.crf_refine.host_library import build_host, find_shipped
+from mal.plugins.host_library import build_host, load_host
 
 Floats = NDArray[np.float32]
 
@@ -73,9 +72,8 @@ def available() -> bool:
     return True
 
 
-def load_host(path: Path) -> ctypes.CDLL:
-    """Load a built CPU kernel and say what its function takes."""
-    library = ctypes.CDLL(str(path))  # a CDLL call releases the GIL
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the kernel's function takes."""
     pointer, integer, wide = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     library.mal_crf_refine_host.argtypes = [
         pointer, pointer, pointer, pointer, wide, wide, integer, integer, integer, ctypes.c_float, integer,
@@ -86,16 +84,7 @@ def load_host(path: Path) -> ctypes.CDLL:
 
 @cache
 def _host() -> ctypes.CDLL:
-    if shipped := find_shipped():
-        try:
-            return load_host(shipped)
-        except OSError:  # made for a newer C library than this one: build our own
-            pass
-    path = build_host()
-    try:
-        return load_host(path)
-    except OSError as error:
-        raise MissingPackageError(f"cannot load {path}: {error}; remove it and run `mal plugins build`") from None
+    return declare(load_host())
 
 
 def _as_float32(name: str, array: NDArray[np.generic]) -> Floats:

@@ -10,7 +10,8 @@ import pytest
 from crf_bodies import find_body, smooth_scene
 
 from mal.errors import MissingPackageError, ShapeError
-from mal.plugins.crf_refine import compiled, host_library
+from mal.plugins import host_library
+from mal.plugins.crf_refine import compiled
 
 
 @pytest.fixture
@@ -42,9 +43,8 @@ def test_a_shipped_kernel_comes_first_where_the_processor_can_run_it(
         assert host_library.find_shipped() is None
     monkeypatch.setattr(host_library, "_processor", lambda: "flags : " + " ".join(host_library._V3))
     assert host_library.find_host() == shipped
-    load = compiled._host.__wrapped__
-    monkeypatch.setattr(compiled, "_host", load)
-    monkeypatch.setattr(compiled, "build_host", lambda: pytest.fail("built although one is shipped"))
+    monkeypatch.setattr(host_library, "build_host", lambda: pytest.fail("built although one is shipped"))
+    monkeypatch.setattr(compiled, "_host", lambda: compiled.declare(host_library.load_host.__wrapped__()))
     assert np.allclose(compiled.crf_refine(*scene, 5, 0.1), native, rtol=0, atol=1e-5)
 
 
@@ -52,8 +52,8 @@ def test_a_shipped_kernel_comes_first_where_the_processor_can_run_it(
 def test_a_shipped_kernel_that_does_not_load_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = tmp_path / host_library.SHIPPED
     foreign.write_bytes(b"made for another C library")
-    monkeypatch.setattr(compiled, "find_shipped", lambda: foreign)
-    assert compiled._host.__wrapped__()._name == str(host_library.build_host())
+    monkeypatch.setattr(host_library, "find_shipped", lambda: foreign)
+    assert host_library.load_host.__wrapped__()._name == str(host_library.build_host())
 
 
 def test_without_a_compiler_the_error_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_sources_that_do_not_compile(tmp_path: Path) -> None:
     (tmp_path / "crf_refine.cuh").write_text("")
     (tmp_path / "host.cpp").write_text("this is no C++")
     with pytest.raises(MissingPackageError, match="cannot compile"):
-        host_library.build_host(tmp_path / "cache", source=tmp_path)
+        host_library.build_host(tmp_path / "cache", sources=(tmp_path / "host.cpp",))
 
 
 @pytest.mark.usefixtures("kernel")

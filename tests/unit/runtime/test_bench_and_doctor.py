@@ -52,7 +52,7 @@ def test_two_onnxruntimes_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_doctor_shows_who_refines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def bodies() -> dict[str, Check]:
-        return {check.name: check for check in diagnose().checks if "CRF" in check.name}
+        return {check.name: check for check in diagnose().checks if "CRF" in check.name or "CPU" in check.name}
 
     monkeypatch.setattr("mal.runtime.doctor.installed", lambda package: "1.0" if package == "torch" else None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -61,9 +61,9 @@ def test_the_doctor_shows_who_refines(monkeypatch: pytest.MonkeyPatch, tmp_path:
     nothing = bodies()
     assert [check.state for check in nothing.values()] == ["missing", "missing", "ok"]
     assert "torch operations on a CPU" in nothing["CRF refinement runs in"].detail
-    shipped = tmp_path / "libmal_crf_host.so"
+    shipped = tmp_path / "libmal_host.so"
     monkeypatch.setattr("mal.runtime.doctor.find_host", lambda: shipped)
     there = bodies()
-    assert there["CRF kernel (CPU)"].detail == str(shipped)
+    assert there["compiled for the CPU"].detail == str(shipped)
     assert "the kernel on a CPU" in there["CRF refinement runs in"].detail
     assert not list(tmp_path.iterdir())  # the doctor builds nothing

@@ -1,0 +1,140 @@
+"""The compiled crops, masks and run lengths against those of `mal.crops` and `mal.masks`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mal import boxes
+from mal.config import Fill
+from mal.errors import MissingPackageError, ShapeError
+from mal.images import read_image
+from mal.masks import BoxMask
+from mal.plugins import host_library
+from mal.plugins.pixels import NUMPY, Pixels, pixels
+
+FILLS: tuple[Fill, ...] = ("reflect", "edge", "wrap")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Pixels:
+    try:
+        host_library.load_host()
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    from mal.plugins.pixels.compiled import COMPILED
+
+    return COMPILED
+
+
+def assert_same_crops(
+    compiled: Pixels, image: NDArray[np.uint8], rects: NDArray[np.float64], size: int, fill: Fill
+) -> None:
+    ours, judge = (body.cut_crops(image, rects, size, fill).astype(int) for body in (compiled, NUMPY))
+    difference = np.abs(ours - judge)
+    assert ours.shape == judge.shape
+    assert difference.max(initial=0) <= 1  # the order of Pillow's passes; docs/numerics.md
+
+
+sides = st.tuples(st.floats(0.01, 400), st.floats(0.01, 400))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    low=st.tuples(st.floats(-300, 300), st.floats(-300, 300)),
+    side=sides,
+    size=st.sampled_from([1, 2, 31, 32]),
+    fill=st.sampled_from(FILLS),
+    seed=st.integers(0, 99),
+)
+@example((1, 1), (0, 0), (1, 1), 32, "wrap", 0)
+@example((50, 60), (0, 0), (60, 50), 32, "reflect", 0)
+@example((60, 20), (-3, -40), (25, 140), 32, "edge", 0)
+def test_any_crop(
+    compiled: Pixels,
+    shape: tuple[int, int],
+    low: tuple[float, float],
+    side: tuple[float, float],
+    size: int,
+    fill: Fill,
+    seed: int,
+) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+    rects = np.array([[*low, low[0] + side[0], low[1] + side[1]], [0, 0, shape[1], shape[0]]])
+    assert_same_crops(compiled, image, rects, size, fill)
+
+
+def test_crops_of_views_and_white(compiled: Pixels, rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (90, 80, 3), np.uint8)
+    rects = np.array([[-5.0, 3.0, 60.0, 70.0], [50.0, 60.0, 80.0, 90.0]])
+    for view in (image[::-1, ::2], image[10:, :70], image.transpose(1, 0, 2), image[:, :, ::-1]):
+        assert_same_crops(compiled, view, rects, 32, "reflect")
+    white = np.full((3000, 20, 3), 255, np.uint8)  # a thousand weights a value, each rounded
+    assert compiled.cut_crops(white, np.array([[0.0, 0.0, 20.0, 3000.0]]), 3, "edge").min() == 255
+    assert compiled.cut_crops(image, np.empty((0, 4)), 32, "edge").shape == (0, 32, 32, 3)
+
+
+def test_what_the_crop_refuses(compiled: Pixels) -> None:
+    image = np.zeros((9, 9, 3), np.uint8)
+    for rect in ([0, 0, 0, 5], [np.nan, 0, 5, 5], [0, 0, np.inf, 5], [0, 0, 1e6, 1e6]):
+        for body in (compiled, NUMPY):
+            with pytest.raises(ShapeError):
+                body.cut_crops(image, np.array([rect], np.float64), 32, "reflect")
+
+
+@pytest.mark.shared
+def test_crops_of_real_photographs(compiled: Pixels, shared: Path) -> None:
+    rng = np.random.default_rng(2)
+    for path in sorted((shared / "data/coco-val/images").iterdir())[:5]:
+        image = read_image(path)
+        height, width = image.shape[:2]
+        low = rng.uniform(0, [width, height], (8, 2))
+        many = boxes.clip(np.concatenate([low, low + np.exp(rng.uniform(1, 6.5, (8, 2)))], axis=1), width, height)
+        assert_same_crops(compiled, image, boxes.expand(many[boxes.usable(many)], 0.3), 192, "reflect")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    cells=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    whole_height=st.booleans(),
+    bias=st.sampled_from([-9.0, 0.0, 9.0, np.nan]),
+    seed=st.integers(0, 999),
+)
+def test_any_mask_and_its_runs(
+    compiled: Pixels, shape: tuple[int, int], cells: tuple[int, int], whole_height: bool, bias: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = shape
+    low = rng.uniform(0, [width, height], (6, 2))
+    found = np.concatenate([low, low + rng.uniform(0.01, 1, (6, 2)) * ([width, height] - low)], axis=1)
+    if whole_height:  # a run may go on at the top of the next column
+        found[:, 1], found[:, 3] = 0, height
+    found = found[boxes.usable(found)]
+    coarse = rng.standard_normal((len(found), *cells)).astype(np.float32)
+    logits = coarse.repeat(2, axis=1).repeat(2, axis=2)
+    logits[:, :1] += np.float32(bias)
+
+    ours, judge = (body.masks_from_logits(logits, found, 0.3) for body in (compiled, NUMPY))
+
+    assert [mask[:2] for mask in ours] == [mask[:2] for mask in judge]
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(ours, judge, strict=True))
+    assert compiled.encode(ours, [shape] * len(found)) == NUMPY.encode(judge, [shape] * len(found))
+
+
+def test_runs_that_need_much_room(compiled: Pixels) -> None:
+    checks = np.indices((300, 300)).sum(axis=0) % 2 == 0
+    mask = BoxMask(2, 3, checks)
+    assert compiled.encode([mask] * 3, [(320, 310)] * 3) == NUMPY.encode([mask] * 3, [(320, 310)] * 3)
+    with pytest.raises(ShapeError, match="leaves its image"):
+        compiled.encode([mask], [(300, 310)])
+    assert compiled.encode([], []) == []
+
+
+def test_without_the_library_numpy_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mal.plugins.pixels.find_host", lambda: None)
+    assert pixels.__wrapped__() is NUMPY
