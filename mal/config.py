@@ -215,7 +215,7 @@ class LossConfig(Settings):
     mil: float = Field(default=1.0, ge=0, description="The paper's 4 is for training without labels.")
     crf: float = Field(default=0.5, ge=0, description="From round 2 on, or from the start where there are no labels.")
     crf_warmup_steps: int = Field(default=100, ge=0)
-    crf_iterations: int = Field(default=20, ge=0)
+    crf_iterations: int = Field(default=100, ge=0, description="Of the training target; the paper's 100.")
     crf_zeta: float = Field(default=0.1, gt=0)
 
 
