@@ -21,7 +21,7 @@ from mal.evaluation.agreement import boundary_iou
 from mal.evaluation.pairs import pair_up
 from mal.evaluation.segmentations import to_mask
 from mal.export.refinement import box_coverage
-from mal.images import find_image, read_image
+from mal.images import decode_image
 from mal.masks import mask_from_logits
 from mal.network.checkpoint import load_student
 from mal.plugins.crf_refine.compiled import crf_refine
@@ -39,7 +39,7 @@ def crops_of(truth: Path, folder: Path | None, share: float, constants):
     objects = sorted((each for each in pairs.objects if each.image in chosen), key=lambda each: each.image)
     crops = []
     for row, group in itertools.groupby(objects, key=lambda each: each.image):
-        image = read_image(find_image(file.images.file_names[row], file.image_folder))
+        image = decode_image(file.source.read(file.images.file_names[row])).pixels
         for each in group:
             rect = geometry.expand(each.box[None], constants.expansion)[0]
             crops.append(cut_crop(image, rect, constants.size, constants.fill))

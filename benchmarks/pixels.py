@@ -48,7 +48,7 @@ def load(file: Path | None, folder: Path | None, limit: int) -> list[tuple[Path,
     data = open_boxes(file, folder)
     found: list[tuple[Path, NDArray[np.float64]]] = []
     for row, name in enumerate(data.images.file_names):
-        path = find_image(name, data.image_folder)
+        path = find_image(name, Path(data.source.address))
         height, width = read_image(path).shape[:2]
         mine = boxes.clip(data.boxes[(data.image_row == row) & ~data.crowd], width, height)
         found.append((path, mine[boxes.usable(mine)]))

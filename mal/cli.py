@@ -54,7 +54,12 @@ class Target(StrEnum):
 
 
 Images = Annotated[
-    Path | None, typer.Option("--images", help="Image folder; default: images/ beside the JSON, else its folder.")
+    str | None,
+    typer.Option(
+        "--images",
+        help="Image folder, tar files ('shards/*.tar') or address (s3://…); default: images/ beside the JSON, else its "
+        "folder.",
+    ),
 ]
 Engine = Annotated[str, typer.Option("--engine", help="Model: .onnx, .safetensors, or the name of a shipped student.")]
 Device = Annotated[

@@ -98,6 +98,8 @@ EXTRA_OF = {
     "onnxscript": "export",
     "faster_coco_eval": "eval",
     "tensorrt_rtx": "tensorrt-rtx",
+    "fsspec": "remote",
+    "zstandard": "zstd",
 }
 
 

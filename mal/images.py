@@ -1,8 +1,9 @@
 """Find, check and decode one image: the only reader of pictures.
 
-What comes out is always (H, W, 3) uint8 RGB. JPEG goes through simplejpeg; everything else, and the
-JPEGs that simplejpeg refuses (CMYK, stray bytes between markers), through Pillow. The format is read
-from the file's first bytes, never from its name. Only the first picture of a file counts.
+What comes out is always (H, W, 3) uint8 RGB; a JPEG may be asked for at 1/2, 1/4 or 1/8 of its size. JPEG goes
+through simplejpeg; everything else, and the JPEGs that simplejpeg refuses (CMYK, stray bytes between markers),
+through Pillow. The format is read from the file's first bytes, never from its name. Only the first picture of a
+file counts.
 
     grey, 1 bit, palette    as shown
     alpha                   dropped; the colours below it stay
@@ -63,13 +64,29 @@ _ORIENTATION = 0x0112
 _INVERSE = {6: 8, 8: 6}
 
 
+SHRINKS = (8, 4, 2)
+"""How many times smaller a JPEG may be decoded."""
+
+
+class Picture(NamedTuple):
+    """A decoded image, perhaps smaller than it is."""
+
+    pixels: Pixels
+    """(h, w, 3) uint8 RGB, contiguous; h = ceil(height / shrink), w likewise."""
+    width: int
+    """Of the image itself, in pixels."""
+    height: int
+    shrink: int = 1
+    """A place x, y of the image lies at x / shrink, y / shrink of `pixels`, exactly."""
+
+
 class _Source(NamedTuple):
     """An opened image: what its header says, and how to get the pixels."""
 
     width: int
     height: int
     orientation: int  # EXIF 1..8; width and height are those before it is applied
-    decode: Callable[[], Pixels]
+    decode: Callable[[int], tuple[Pixels, int]]  # shrink that is wanted -> pixels, shrink that they have
 
 
 def find_image(file_name: str, folder: Path, *, allow_outside: bool = False) -> Path:
@@ -88,13 +105,7 @@ def find_image(file_name: str, folder: Path, *, allow_outside: bool = False) -> 
     Raises:
         ImageError: no such file, or the name leaves the folder.
     """
-    if not file_name or "\0" in file_name:
-        raise ImageError("no file name" if not file_name else "file name contains a NUL character")
-    name = os.path.normpath(file_name)
-    outside = os.path.isabs(name) or name.split(os.sep)[0] == os.pardir
-    if outside and not allow_outside:
-        raise ImageError("file name leaves the image folder; --allow-outside accepts it")
-    path = folder / name
+    path = folder / inner_name(file_name, allow_outside=allow_outside)
     try:
         path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name that the file system's encoding cannot hold
@@ -102,37 +113,64 @@ def find_image(file_name: str, folder: Path, *, allow_outside: bool = False) -> 
     return path
 
 
+def inner_name(file_name: str, *, allow_outside: bool) -> str:
+    """The file name without `.`, `..` and doubled slashes; ImageError if it then leads out of its folder."""
+    if not file_name or "\0" in file_name:
+        raise ImageError("no file name" if not file_name else "file name contains a NUL character")
+    name = os.path.normpath(file_name)
+    if (os.path.isabs(name) or name.split(os.sep)[0] == os.pardir) and not allow_outside:
+        raise ImageError("file name leaves the image folder; --allow-outside accepts it")
+    return name
+
+
 def read_image(path: Path, width: int | None = None, height: int | None = None) -> Pixels:
-    """Read one image as the box file means it.
+    """Read one image file: `decode_image` of what `read_bytes` finds, (H, W, 3) uint8 RGB in full size."""
+    return decode_image(read_bytes(path), width, height).pixels
+
+
+def decode_image(
+    data: bytes,
+    width: int | None = None,
+    height: int | None = None,
+    enough: Callable[[int, int], float] = lambda width, height: 1.0,
+) -> Picture:
+    """Decode one image as the box file means it.
 
     Args:
-        path: the file.
+        data: content of the file.
         width, height: size in pixels that the box file states; None or 0 where it states none.
+        enough: (width, height) of the image -> how many times smaller it may be decoded. A JPEG then comes 2, 4
+            or 8 times smaller, whatever of that is allowed (libjpeg leaves the finer cosines out: faster, and
+            anti-aliased); every other image comes whole.
 
     Returns:
-        (H, W, 3) uint8 RGB, contiguous. The EXIF orientation is applied if the stated size fits the
-        turned image, or fits both ways (180 degrees, mirrored, square); it is left alone if the size
-        fits only the stored one. Without a stated size the image comes out upright.
+        The picture. The EXIF orientation is applied if the stated size fits the turned image, or fits both ways (180
+        degrees, mirrored, square); it is left alone if the size fits only the stored one. Without a stated size
+        the image comes out upright.
 
     Raises:
-        ImageError: cannot be read, is no image, is damaged or truncated, is too large, or fits the
-            stated size in no orientation. The message is the reason, in one line without the path.
+        ImageError: it is no image, is damaged or truncated, is too large, or fits the stated size in no
+            orientation. The message is the reason, in one line.
     """
-    source = _open(_read_bytes(path))
+    source = _open(data)
     stored = (source.width, source.height)
     upright = (source.height, source.width) if source.orientation >= 5 else stored
-    if _fits(upright, width, height):
-        return _orient(source.decode(), source.orientation)
-    if _fits(stored, width, height):
-        return source.decode()
+    for size, orientation in ((upright, source.orientation), (stored, 1)):
+        if (width or size[0], height or size[1]) == size:
+            limit = enough(*size)
+            # Rounding up adds half a pixel at the right and at the bottom; turned, it would move the picture.
+            even = [by for by in SHRINKS if orientation == 1 or (size[0] % by == 0 and size[1] % by == 0)]
+            pixels, shrink = source.decode(next((by for by in even if by <= limit), 1))
+            return Picture(_orient(pixels, orientation) if orientation != 1 else pixels, *size, shrink)
     raise ImageError(f"image is {upright[0]} x {upright[1]} pixels, the box file says {width} x {height}")
 
 
-def _fits(size: tuple[int, int], width: int | None, height: int | None) -> bool:
-    return (not width or width == size[0]) and (not height or height == size[1])
+def read_bytes(path: Path) -> bytes:
+    """Content of an image file.
 
-
-def _read_bytes(path: Path) -> bytes:
+    Raises:
+        ImageError: it cannot be read, is empty or too long, or is no regular file.
+    """
     try:
         status = path.stat()
         # Opening a pipe would wait for a writer, and a device may never end.
@@ -170,13 +208,15 @@ def _open_jpeg(data: bytes) -> _Source:
     except (ValueError, KeyError):  # KeyError: a subsampling it has no name for
         return _open_pillow(JpegImagePlugin.JpegImageFile, data)
 
-    def decode() -> Pixels:
+    def decode(shrink: int) -> tuple[Pixels, int]:
         try:
-            return simplejpeg.decode_jpeg(data, "RGB", strict=True)
+            # These are the sizes that libjpeg makes, so this one is what it takes.
+            small = {"min_width": -(-int(width) // shrink), "min_height": -(-int(height) // shrink)}
+            return simplejpeg.decode_jpeg(data, "RGB", strict=True, **small), shrink
         except (ValueError, KeyError) as error:
             if any(sign in str(error) for sign in _DAMAGE):
                 raise ImageError(f"damaged JPEG: {_reason(error)}") from None
-        return _open_pillow(JpegImagePlugin.JpegImageFile, data).decode()
+        return _open_pillow(JpegImagePlugin.JpegImageFile, data).decode(1)
 
     return _Source(int(width), int(height), _orientation(_jpeg_exif(data)), decode)
 
@@ -196,17 +236,19 @@ def _open_pillow(plugin: type[ImageFile.ImageFile], data: bytes) -> _Source:
     except Exception as error:
         raise ImageError(f"damaged or unsupported image: {_reason(error)}") from None
 
-    def decode() -> Pixels:
+    def decode(_: int) -> tuple[Pixels, int]:
         try:
-            return _to_rgb(image)
+            pixels = _to_rgb(image)
         except Exception as error:
             raise ImageError(f"damaged or unsupported image: {_reason(error)}") from None
+        return (_orient(pixels, back) if back != 1 else pixels), 1
 
+    back = 1
     if isinstance(image, TiffImagePlugin.TiffImageFile) and orientation != 1:
         # Pillow turns a TIFF upright by itself, in size and in pixels: turn it back.
         if orientation >= 5:
             width, height = height, width
-        return _Source(width, height, orientation, lambda: _orient(decode(), _INVERSE.get(orientation, orientation)))
+        back = _INVERSE.get(orientation, orientation)
     return _Source(width, height, orientation, decode)
 
 

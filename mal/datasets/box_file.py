@@ -14,6 +14,7 @@ from mal.datasets.coco import AMBIGUOUS_IMAGE, NO_IMAGE, LooseAnnotation, Scan, 
 from mal.datasets.document import Document
 from mal.datasets.scan import WINDOW, repair
 from mal.datasets.splice import splice
+from mal.sources import ImageSource
 
 _RUN = 1 << 15  # annotations whose results are asked for at once, at least
 
@@ -30,7 +31,7 @@ class BoxFile:
     Attributes:
         path: what was opened.
         format: "coco", "lvis", "yolo" or "voc".
-        image_folder: where file names start.
+        source: where the images are.
         images: the images, in the file's order.
         image_row: (N,) int32 row of `images`, -1 if the annotation has no image, -2 if it has several.
         boxes: (N, 4) float64 x0, y0, x1, y1 as in the file: not clipped, perhaps without area; NaN where unreadable.
@@ -40,10 +41,10 @@ class BoxFile:
         duplicate_ids: how many annotations bear the id of an earlier one. Each is an object of its own.
     """
 
-    def __init__(self, path: Path, format: str, image_folder: Path, document: Document, scan: Scan) -> None:
+    def __init__(self, path: Path, format: str, source: ImageSource, document: Document, scan: Scan) -> None:
         self.path = path
         self.format = format
-        self.image_folder = image_folder
+        self.source = source
         self.images = scan.images
         self.image_row = scan.image_row
         self.boxes = scan.boxes

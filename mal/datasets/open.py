@@ -8,16 +8,17 @@ from mal.datasets.document import open_document
 from mal.datasets.voc import build_voc, find_xml
 from mal.datasets.yolo import build_yolo, find_yaml
 from mal.errors import BoxFileError
+from mal.sources import Address, Folder, open_source
 
 
-def open_boxes(path: Path, images: Path | None = None) -> BoxFile:
+def open_boxes(path: Path, images: Address | None = None) -> BoxFile:
     """Read the boxes of a data set into columns.
 
     Args:
         path: COCO or LVIS: a JSON file (also .json.gz). YOLO: the data set's YAML, or a folder with it or with
             `images/` and `labels/`. VOC: a folder with `Annotations/` and `JPEGImages/`, a folder of XML files or one.
-        images: folder where file names start; default `images/` beside the JSON, else the JSON's folder; the other
-            formats know their own.
+        images: folder, tar files or address where file names start (see `mal.sources`); default `images/` beside
+            the JSON, else the JSON's folder; the other formats know their own.
 
     Raises:
         BoxFileError: nothing there, an unknown format, a broken file; `images` is no folder.
@@ -28,20 +29,23 @@ def open_boxes(path: Path, images: Path | None = None) -> BoxFile:
         raise BoxFileError(f"cannot read boxes {path}: {error.strerror or error}") from None
 
 
-def _open_boxes(path: Path, images: Path | None) -> BoxFile:
-    if images is not None and not images.is_dir():
-        raise BoxFileError(f"image folder {images} is not there; expected a folder")
+def _open_boxes(path: Path, images: Address | None) -> BoxFile:
+    source = None if images is None else open_source(images)
     if not path.exists():
         raise BoxFileError(f"no boxes at {path}: no such file or folder")
     format = _format(path)
     if format == "json":
-        document, folder = open_document(path), images or _folder_beside(path)
+        document, folder = open_document(path), _folder_beside(path)
+    elif format == "voc":
+        document, folder = build_voc(path)
+    elif source is None or isinstance(source, Folder):
+        document, folder = build_yolo(path, source.folder if source else None)
     else:
-        document, folder = (build_yolo if format == "yolo" else build_voc)(path, images)
+        raise BoxFileError(f"YOLO labels are fractions of images in a folder; {images} is none")
     scan = scan_document(document)
     if format == "json":
         format = "lvis" if scan.lvis else "coco"
-    return BoxFile(path, format, folder, document, scan)
+    return BoxFile(path, format, source or Folder(folder), document, scan)
 
 
 def _format(path: Path) -> str:

@@ -24,15 +24,15 @@ def find_xml(path: Path) -> list[Path]:
     return sorted(folder.glob("*.xml"))
 
 
-def build_voc(path: Path, images: Path | None) -> tuple[Document, Path]:
+def build_voc(path: Path) -> tuple[Document, Path]:
     """Read a VOC data set into a COCO document.
 
     Args:
         path: a folder with `Annotations/` and `JPEGImages/`, a folder of XML files, or one XML file.
-        images: image folder; default `JPEGImages/` or `images/` beside the annotations, else their own folder.
 
     Returns:
-        The document, and the folder where its file names start. Category ids count the names in order of appearance
+        The document, and the folder where its file names start: `JPEGImages/` or `images/` beside the annotations,
+        else their own. Category ids count the names in order of appearance
         from 1.
 
     Raises:
@@ -43,7 +43,7 @@ def build_voc(path: Path, images: Path | None) -> tuple[Document, Path]:
         for file in files:
             _add(builder, file, numbers)
         document = builder.finish({number: name for name, number in numbers.items()})
-    return document, images or _folder(files[0].parent)
+    return document, _folder(files[0].parent)
 
 
 def _folder(annotations: Path) -> Path:

@@ -18,7 +18,8 @@ from mal.evaluation.overlay import Drawn, draw
 from mal.evaluation.page import Card, render
 from mal.evaluation.pairs import read_coco
 from mal.evaluation.segmentations import to_mask, to_rle
-from mal.images import find_image, read_image
+from mal.images import decode_image
+from mal.sources import Address
 
 PICTURES = "pictures"
 """Folder of the pictures, beside the page."""
@@ -41,7 +42,7 @@ class PreviewReport:
         return f"{line}; {len(self.problems):,} not drawn, the page lists them" if self.problems else line
 
 
-def write_preview(masks: Path, images: Path | None, out_dir: Path, title: str | None = None) -> PreviewReport:
+def write_preview(masks: Path, images: Address | None, out_dir: Path, title: str | None = None) -> PreviewReport:
     """Draw the masks of a COCO file over their images.
 
     Args:
@@ -96,8 +97,8 @@ def _draw_image(
     table = box_file.images
     name = table.file_names[image_row]
     try:
-        path = find_image(name, box_file.image_folder)
-        image = read_image(path, int(table.widths[image_row]), int(table.heights[image_row]))
+        data = box_file.source.read(name)
+        image = decode_image(data, int(table.widths[image_row]), int(table.heights[image_row])).pixels
     except ImageError as error:
         return None, 0, [f"{name or 'an image without file name'}: {error}"]
     height, width = image.shape[:2]

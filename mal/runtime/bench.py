@@ -32,6 +32,7 @@ from mal.runtime.pipeline import batch_size
 from mal.runtime.results import record_of
 from mal.runtime.session import Session, open_session
 from mal.runtime.stages import Stages
+from mal.sources import Address
 
 ROUNDS = 3
 KEPT_BATCHES = 8  # inputs of the session that stay in memory
@@ -84,7 +85,7 @@ def run_bench(
     *,
     model: str | Path = "student",
     device: str | None = None,
-    images: Path | None = None,
+    images: Address | None = None,
     batch: int | str = "auto",
     workers: int | None = None,
 ) -> BenchReport:
@@ -103,10 +104,10 @@ def run_bench(
         sample = Path(folder) / "boxes.json"
         # A first look, which also warms the session up, says how many crops make a round.
         _write_sample(box_file, 2 * size, sample)
-        alone = _host_stages(open_boxes(sample, box_file.image_folder), session, size)
+        alone = _host_stages(open_boxes(sample, box_file.source.address), session, size)
         per_second = _session_speed(session, alone.batches, 2 * size)
         _write_sample(box_file, max(4 * size, int(per_second * ROUND_SECONDS)), sample)
-        sample_file = open_boxes(sample, box_file.image_folder)
+        sample_file = open_boxes(sample, box_file.source.address)
         alone = _host_stages(sample_file, session, size)
         stages = dict(alone.stages)
         session_speeds: list[float] = []
@@ -114,7 +115,7 @@ def run_bench(
         for _ in range(ROUNDS):
             session_speeds.append(_session_speed(session, alone.batches, alone.crops))
             report = label_dataset(
-                sample, model=model, images=box_file.image_folder, output=Path(folder) / "masks.json", device=device,
+                sample, model=model, images=box_file.source.address, output=Path(folder) / "masks.json", device=device,
                 batch=size, workers=workers, fresh=True,
             )  # fmt: skip
             merge_seconds = report.stages["merge"]["seconds"]
@@ -169,7 +170,7 @@ def _host_stages(boxes: BoxFile, session: Session, size: int) -> _Alone:
     alone = _Alone(0, [], {})
     buffer = np.empty((size, 3, constants.size, constants.size), np.float32)
     for block in cut_blocks(boxes.image_row[order]):
-        for piece in cut_pieces(boxes, order, block, 0, constants.size, allow_outside=True):
+        for piece in cut_pieces(boxes, order, block, 0, constants, allow_outside=True):
             for batch in cutter.add(prepare(piece, constants, stages)):
                 if not batch.crops:
                     continue

@@ -6,15 +6,15 @@ Whoever runs a block (this process, another device, another machine) gets the sa
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mal.boxes import usable
+from mal.config import ModelConstants
 from mal.datasets import BoxFile
-from mal.images import find_image, read_image
-from mal.runtime.objects import PIECE, Image, Piece, SharedImage
+from mal.images import Picture, decode_image
+from mal.runtime.objects import PIECE, Piece, SharedImage, shrink_of_crops
 
 BLOCK_IMAGES = 64  # enough for batches to fill, few enough to hand blocks out one by one
 BLOCK_OBJECTS = 4096
@@ -52,7 +52,7 @@ def cut_blocks(image_rows: NDArray[np.int32]) -> list[Block]:
 
 
 def cut_pieces(
-    boxes: BoxFile, order: NDArray[np.int64], block: Block, done: int, size: int, allow_outside: bool
+    boxes: BoxFile, order: NDArray[np.int64], block: Block, done: int, constants: ModelConstants, allow_outside: bool
 ) -> Iterator[Piece]:
     """Pieces of the objects of a block that are not done yet; the last one ends the block's batch.
 
@@ -61,18 +61,22 @@ def cut_pieces(
         order: its `order()`.
         block: which objects.
         done: objects of the block that the journal holds already.
-        size: side of a crop, for the bytes in flight.
+        constants: of the model.
         allow_outside: file names may leave the image folder.
 
     The origin of a piece is (block, position of its first object in the block).
     """
-    rows = order[block.start + done : block.stop]
+    whole = order[block.start : block.stop]
+    rows = whole[done:]
     images = np.maximum(boxes.image_row[rows], NO_IMAGE)
     good = (images >= 0) & ~boxes.crowd[rows] & usable(boxes.boxes[rows])
     edges = np.flatnonzero(np.diff(images)) + 1
     for first, last in zip([0, *edges.tolist()], [*edges.tolist(), len(rows)], strict=True):
         row = int(images[first]) if last > first else -1
-        image = SharedImage(partial(load_image, boxes, row, allow_outside)) if row >= 0 else None
+        image = None
+        if row >= 0:
+            alike = whole[boxes.image_row[whole] == row]  # also those that are done
+            image = SharedImage(partial(load_image, boxes, row, alike, constants, allow_outside))
         for start in range(first, last, PIECE):
             stop = min(start + PIECE, last)
             picture = _image_bytes(boxes, row) if start == first else 0
@@ -84,20 +88,30 @@ def cut_pieces(
                     None if fine else boxes.reason(int(row))
                     for fine, row in zip(good[start:stop], rows[start:stop], strict=True)
                 ],
-                cost=picture + (stop - start) * size * size * 3,
+                cost=picture + (stop - start) * 3 * constants.size**2,
                 ends_batch=stop == len(rows),
             )
 
 
-def load_image(boxes: BoxFile, row: int, allow_outside: bool) -> Image:
-    """Image `row` of the box file, in the orientation for which the stated size holds.
+def load_image(
+    boxes: BoxFile, image_row: int, rows: NDArray[np.int64], constants: ModelConstants, allow_outside: bool
+) -> Picture:
+    """An image of the box file, in the orientation for which the stated size holds, as small as its crops allow.
+
+    Args:
+        boxes: the input.
+        image_row: which image.
+        rows: all its annotations.
+        constants: of the model.
+        allow_outside: its file name may leave the image folder.
 
     Raises:
         ImageError: it cannot be used; the message is the reason.
     """
-    path: Path = find_image(boxes.images.file_names[row], boxes.image_folder, allow_outside=allow_outside)
-    width, height = int(boxes.images.widths[row]), int(boxes.images.heights[row])
-    return read_image(path, width or None, height or None)
+    data = boxes.source.read(boxes.images.file_names[image_row], allow_outside=allow_outside)
+    wanted = boxes.boxes[rows[~boxes.crowd[rows]]]
+    width, height = int(boxes.images.widths[image_row]), int(boxes.images.heights[image_row])
+    return decode_image(data, width, height, partial(shrink_of_crops, wanted, constants))
 
 
 def _image_bytes(boxes: BoxFile, row: int) -> int:

@@ -32,13 +32,14 @@ from mal.runtime.results import KEYS, Format, Results, must_have_mask, record_of
 from mal.runtime.session import Session, open_session
 from mal.runtime.stages import Stages
 from mal.runtime.versions import versions
+from mal.sources import Address
 
 
 def label_dataset(
     boxes: Path,
     *,
     model: str | Path = "student",
-    images: Path | None = None,
+    images: Address | None = None,
     output: Path | None = None,
     device: str | None = None,
     batch: int | str = "auto",
@@ -55,7 +56,8 @@ def label_dataset(
     Args:
         boxes: COCO, LVIS, YOLO or VOC boxes.
         model: model file or name of a shipped student.
-        images: image folder; None: `images/` beside the boxes, else the boxes' folder.
+        images: image folder, tar files or address (see `mal.sources`); None: `images/` beside the boxes, else the
+            boxes' folder.
         output: file to write; None: `<boxes>.masks.json`, beside the boxes.
         device: as in `open_session`.
         batch: crops a call, or "auto".
@@ -178,7 +180,7 @@ class _Labelling:
             for block in self._blocks:
                 if done[block.index] < len(block):
                     yield from cut_pieces(
-                        self._boxes, self._order, block, done[block.index], constants.size, self._allow_outside
+                        self._boxes, self._order, block, done[block.index], constants, self._allow_outside
                     )
 
         def finish(batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> tuple[int, Record]:
@@ -249,7 +251,7 @@ def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, A
     return {
         "journal": 1,
         "boxes": boxes.sha256,
-        "images": str(boxes.image_folder.resolve()),
+        "images": boxes.source.address,
         "model": session.model_id,
         "constants": session.constants.model_dump(mode="json"),
         "backend": session.backend,

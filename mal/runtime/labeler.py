@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from mal.boxes import as_boxes, usable
 from mal.config import ModelConstants
 from mal.errors import ShapeError
+from mal.images import Picture
 from mal.masks import BoxMask
 from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
@@ -137,7 +139,7 @@ class MaskLabeler:
         for number, (image, boxes) in enumerate(pairs):
             image, array = _check(image, boxes)
             waiting.append(_Pending(number, image.shape[:2], len(array)))
-            shared = SharedImage(lambda image=image: image)
+            shared = SharedImage(partial(Picture, image, image.shape[1], image.shape[0]))
             reasons: list[str | None] = [None if good else NO_AREA for good in usable(array)]
             for start in range(0, len(array), PIECE):
                 some = array[start : start + PIECE]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mal.boxes import Boxes, clip, expand, usable
 from mal.config import ModelConstants
 from mal.errors import ImageError
+from mal.images import Picture
 from mal.masks import BoxMask
 from mal.plugins.pixels import pixels
 from mal.runtime.stages import Stages
@@ -53,14 +54,14 @@ def judge(mask: BoxMask, score: float, flags: int) -> tuple[float, Flag]:
 class SharedImage:
     """An image that several pieces need: decoded once, by the first that asks; the others wait for it."""
 
-    def __init__(self, load: Callable[[], Image]) -> None:
+    def __init__(self, load: Callable[[], Picture]) -> None:
         self._load = load
         self._lock = threading.Lock()
-        self._image: Image | None = None
+        self._image: Picture | None = None
         self._error: ImageError | None = None
 
-    def get(self, stages: Stages) -> Image:
-        """(H, W, 3) uint8 RGB.
+    def get(self, stages: Stages) -> Picture:
+        """The decoded image.
 
         Raises:
             ImageError: it cannot be read; every call says the same.
@@ -103,6 +104,19 @@ class Prepared:
     ends_batch: bool
 
 
+def shrink_of_crops(boxes: Boxes, constants: ModelConstants, width: int, height: int) -> float:
+    """How many times smaller than in the image the crop is that shrinks least.
+
+    Args:
+        boxes: (n, 4) all boxes of the image that may be labelled, so that it never depends on which are done.
+        constants: of the model.
+        width, height: of the image, in pixels.
+    """
+    clipped = clip(boxes, width, height)
+    rects = expand(clipped[usable(clipped)], constants.expansion)
+    return float((rects[:, 2:] - rects[:, :2]).min()) / constants.size if len(rects) else 1.0
+
+
 def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared:
     """Read the image if any object needs it, sort out what cannot be labelled, cut the crops of the rest."""
     count, side = len(piece.boxes), constants.size
@@ -126,7 +140,7 @@ def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared
         for index in candidates:
             reasons[index] = f"image: {error}"
         return prepared
-    height, width = image.shape[:2]
+    height, width = image.height, image.width
     wanted = piece.boxes[candidates]
     clipped = clip(wanted, width, height)
     inside = usable(clipped)
@@ -139,6 +153,6 @@ def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared
     prepared.which = candidates[inside]
     prepared.boxes = clipped[inside]
     with stages.time("crop"):
-        rects = expand(prepared.boxes, constants.expansion)
-        prepared.crops = pixels().cut_crops(image, rects, side, constants.fill)
+        rects = expand(prepared.boxes, constants.expansion) / image.shrink
+        prepared.crops = pixels().cut_crops(image.pixels, rects, side, constants.fill)
     return prepared

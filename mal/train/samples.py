@@ -20,7 +20,7 @@ from mal.config import TrainConfig
 from mal.crops import cut_crop
 from mal.datasets import BoxFile
 from mal.errors import ImageError, InputError, OutputError
-from mal.images import find_image, read_image
+from mal.images import decode_image
 
 Tick = Callable[[int, int], None]  # done, total
 _Item = TypeVar("_Item")
@@ -171,7 +171,8 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) 
         name = table.file_names[job.image]
         try:
             known = int(table.widths[job.image]), int(table.heights[job.image])
-            image = read_image(find_image(name, job.file.image_folder), *(known if min(known) > 0 else (None, None)))
+            data = job.file.source.read(name)
+            image = decode_image(data, *(known if min(known) > 0 else (None, None))).pixels
         except ImageError as error:
             return f"{name}: {error} ({len(job.rows)} boxes)"
         height, width = image.shape[:2]

@@ -12,7 +12,7 @@ from crf_bodies import Body, Floats, Scene, find_body, smooth_scene
 from mal import boxes
 from mal.crops import cut_crops
 from mal.datasets import open_boxes
-from mal.images import find_image, read_image
+from mal.images import decode_image
 from mal.plugins import host_library
 from mal.plugins.crf_refine import compiled, reference
 
@@ -34,7 +34,7 @@ def real_scene(box_file_path: Path, count: int, size: int, rng: np.random.Genera
     for row, name in enumerate(box_file.images.file_names):
         if len(crops) >= count:
             break
-        image = read_image(find_image(name, box_file.image_folder))
+        image = decode_image(box_file.source.read(name)).pixels
         here = boxes.clip(box_file.boxes[(box_file.image_row == row) & ~box_file.crowd], image.shape[1], image.shape[0])
         rectangles = boxes.expand(here[boxes.usable(here)], 0.3)
         crops += [crop.transpose(2, 0, 1) for crop in cut_crops(image, rectangles, size, "reflect")]

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from mal import images
 from mal.errors import ImageError
-from mal.images import find_image, read_image
+from mal.images import decode_image, find_image, read_image
 
 WIDTH, HEIGHT = 48, 32
 
@@ -40,6 +40,37 @@ def jpeg_bytes(width: int = WIDTH, height: int = HEIGHT) -> bytes:
 
 
 # Formats -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "orientation", "wanted", "expected"), [
+    ((160, 107), 1, 1.99, 1), ((160, 107), 1, 2.0, 2), ((161, 107), 1, 7.9, 4), ((161, 107), 1, 99, 8),
+    ((17, 9), 1, 8, 8), ((160, 112), 6, 8, 8), ((160, 112), 3, 8, 8), ((160, 108), 6, 8, 4), ((161, 107), 8, 8, 1),
+    ((161, 107), 2, 8, 1),
+])  # fmt: skip
+def test_a_smaller_jpeg_is_the_mean_of_its_pixels(
+    size: tuple[int, int], orientation: int, wanted: float, expected: int
+) -> None:
+    """Where the geometry is off by half a pixel of the small picture, a gradient shows it."""
+    buffer, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(scene(*size)).save(buffer, "JPEG", quality=98, subsampling=0, exif=exif)
+    asked: list[tuple[int, int]] = []
+    picture = decode_image(buffer.getvalue(), enough=lambda *size: asked.append(size) or wanted)
+    full = decode_image(buffer.getvalue()).pixels
+
+    height, width = full.shape[:2]
+    assert (picture.width, picture.height, picture.shrink) == (width, height, expected)
+    assert asked == [(width, height)]
+    assert picture.pixels.shape[:2] == (-(-height // expected), -(-width // expected))
+    rows, columns = height // expected, width // expected
+    blocks = full[: rows * expected, : columns * expected].reshape(rows, expected, columns, expected, 3)
+    assert np.abs(blocks.mean((1, 3)) - picture.pixels[:rows, :columns]).max() < 3
+
+
+def test_only_jpeg_comes_smaller(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(scene()))
+    picture = decode_image(path.read_bytes(), enough=lambda width, height: 8)
+    assert (picture.pixels.shape, picture.shrink) == ((HEIGHT, WIDTH, 3), 1)
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])

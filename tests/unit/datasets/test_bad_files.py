@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mal.datasets import open_boxes, scan
-from mal.errors import BoxFileError
+from mal.errors import BoxFileError, InputError
 
 GOOD = {
     "info": {"a": [1.5, -2e3, True, None, "x\\u00e4\\"]},
@@ -134,7 +134,7 @@ def test_a_folder_of_nothing(tmp_path: Path) -> None:
 
 def test_no_image_folder(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(TEXT)
-    with pytest.raises(BoxFileError, match="expected a folder"):
+    with pytest.raises(InputError, match="expected a folder"):
         open_boxes(tmp_path / "a.json", tmp_path / "a.json")
 
 

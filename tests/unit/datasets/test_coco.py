@@ -30,7 +30,7 @@ def test_columns(tmp_path: Path) -> None:
         categories=[{"id": 5, "name": "cat"}, {"id": 7, "name": "dog"}],
     )
 
-    assert (len(boxes), boxes.format, boxes.image_folder) == (3, "coco", tmp_path)
+    assert (len(boxes), boxes.format, boxes.source.address) == (3, "coco", str(tmp_path))
     assert boxes.images.ids == [3, 1]
     assert boxes.images.file_names == ["a.jpg", "b/c.jpg"]
     assert boxes.images.widths.tolist() == [40, 0]
@@ -59,8 +59,8 @@ def test_images_after_annotations(tmp_path: Path) -> None:
 
 def test_image_folder(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    assert opened(tmp_path, []).image_folder == tmp_path / "images"
-    assert open_boxes(tmp_path / "boxes.json", tmp_path).image_folder == tmp_path
+    assert opened(tmp_path, []).source.address == str(tmp_path / "images")
+    assert open_boxes(tmp_path / "boxes.json", tmp_path).source.address == str(tmp_path)
 
 
 def test_lvis_takes_the_path_from_the_address(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_pixels_count_from_one_and_include_the_last(tmp_path: Path) -> None:
     text = FILE.format("<filename>x.png</filename>", objects)
     boxes = open_boxes(data_set(tmp_path, a=text, b=FILE.format("", "")))
 
-    assert (boxes.format, boxes.image_folder) == ("voc", tmp_path / "JPEGImages")
+    assert (boxes.format, boxes.source.address) == ("voc", str(tmp_path / "JPEGImages"))
     assert boxes.boxes.tolist() == [[0, 1, 10, 20]] * 3
     assert boxes.images.file_names == ["x.png", "b.jpg"]
     assert (boxes.images.widths.tolist(), boxes.images.heights.tolist()) == ([50, 50], [40, 40])
@@ -41,8 +41,8 @@ def test_one_file_and_a_folder_of_files(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(FILE.format("", OBJECT.format("dog", CORNERS)))
     for path in (tmp_path, tmp_path / "a.xml"):
         boxes = open_boxes(path)
-        assert (len(boxes), boxes.image_folder, boxes.images.file_names) == (1, tmp_path, ["a.jpg"])
-    assert open_boxes(tmp_path / "a.xml", tmp_path.parent).image_folder == tmp_path.parent
+        assert (len(boxes), boxes.source.address, boxes.images.file_names) == (1, str(tmp_path), ["a.jpg"])
+    assert open_boxes(tmp_path / "a.xml", tmp_path.parent).source.address == str(tmp_path.parent)
 
 
 @pytest.mark.parametrize("corners", ["", "<xmin>1</xmin>", CORNERS.replace("20", "many"), CORNERS.replace("20", "nan")])

@@ -25,7 +25,7 @@ def test_boxes_in_pixels(tmp_path: Path) -> None:
     lines = ["1 0.5 0.5 0.25 0.5", "0 0.5 0.5 1 1 0.9", "3 0 0 0.5 0.25 0.25 0.75", "", "  "]
     boxes = open_boxes(data_set(tmp_path, {"train/a": "\n".join(lines), "train/b": ""}))
 
-    assert (boxes.format, boxes.image_folder) == ("yolo", tmp_path / "images")
+    assert (boxes.format, boxes.source.address) == ("yolo", str(tmp_path / "images"))
     assert boxes.images.file_names == ["train/a.jpg", "train/b.jpg"]
     assert (boxes.images.widths.tolist(), boxes.images.heights.tolist()) == ([100, 100], [200, 200])
     assert boxes.boxes.tolist() == [[37.5, 50, 62.5, 150], [0, 0, 100, 200], [0, 0, 50, 150]]
@@ -78,7 +78,7 @@ def test_yaml(tmp_path: Path, names: str) -> None:
     boxes = open_boxes(file)
     assert boxes.images.file_names == ["images/train/a.jpg", "images/val/b.jpg"]
     assert [boxes.category_names[index] for index in boxes.category] == ["dog", "cat"]
-    assert boxes.image_folder == root
+    assert boxes.source.address == str(root)
 
 
 def test_roboflow_layout_and_lists_of_images(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_demo_says_when_it_cannot_write(tmp_path: Path) -> None:
 def test_photographs_and_boxes_fit_and_are_accounted_for() -> None:
     box_file = open_boxes(PHOTOS / "boxes.json")
     sources = (PHOTOS / "SOURCES.md").read_text()
-    assert box_file.image_folder == PHOTOS
+    assert box_file.source.address == str(PHOTOS)
     for row, name in enumerate(box_file.images.file_names):
         width, height = int(box_file.images.widths[row]), int(box_file.images.heights[row])
         assert read_image(find_image(name, PHOTOS), width, height).shape == (height, width, 3)

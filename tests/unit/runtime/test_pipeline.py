@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from mal.errors import ImageError, MalError
+from mal.images import Picture
 from mal.runtime.batches import Batch
 from mal.runtime.objects import OUTSIDE, Flag, Piece, SharedImage, prepare
 from mal.runtime.pipeline import BATCHES_AHEAD, PACKED_AHEAD, Pipeline
 from mal.runtime.stages import Stages
 
-IMAGE = np.full((40, 50, 3), 200, np.uint8)
+IMAGE = Picture(np.full((40, 50, 3), 200, np.uint8), 50, 40)
 
 
 def piece(number: int, count: int = 1, image: SharedImage | None = None, cost: int = 1) -> Piece:
@@ -57,7 +58,7 @@ def test_the_memory_bound_lets_one_piece_through_at_a_time(fake_session) -> None
     alive = peak = 0
     lock = threading.Lock()
 
-    def load() -> np.ndarray:
+    def load() -> Picture:
         nonlocal alive, peak
         with lock:
             alive += 1
@@ -92,7 +93,7 @@ def test_a_session_that_fails_gives_what_was_done_before(fake_session) -> None:
 
 
 def test_a_host_thread_that_fails_ends_the_run(fake_session) -> None:
-    def load() -> np.ndarray:
+    def load() -> Picture:
         raise MemoryError("no room")
 
     pieces = [piece(0), piece(1, image=SharedImage(load)), piece(2)]
@@ -127,7 +128,7 @@ def test_prepare_sorts_out_what_cannot_be_labelled(fake_session) -> None:
 
 
 def test_a_broken_image_is_the_reason_of_its_objects_only(fake_session) -> None:
-    def load() -> np.ndarray:
+    def load() -> Picture:
         raise ImageError("damaged")
 
     prepared = prepare(
