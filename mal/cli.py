@@ -61,7 +61,9 @@ Images = Annotated[
         "folder.",
     ),
 ]
-Engine = Annotated[str, typer.Option("--engine", help="Model: .onnx, .safetensors, or the name of a shipped student.")]
+Engine = Annotated[
+    str, typer.Option("--engine", help="Model: .onnx, .plan, .safetensors, or the name of a shipped student.")
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda:0, …; default: the first GPU a session can use, else cpu.")
 ]
@@ -127,16 +129,35 @@ def export(
         Target | None, typer.Option("--target", help="Default: tensorrt if it sees a GPU, else onnx.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to write.")] = None,
+    profile: Annotated[str, typer.Option("--profile", help="Engine: crops a call, min:opt:max.")] = "1:32:64",
+    chips: Annotated[
+        str | None, typer.Option("--chips", help="Engine, TensorRT-RTX: compute capabilities, such as 86,120.")
+    ] = None,
+    workspace: Annotated[
+        float | None, typer.Option("--workspace", min=0.01, help="Engine: most GB for one layer's scratch memory.")
+    ] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="Engine, TensorRT: for every chip from Ampere on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export a student: one ONNX file or an engine, checked against torch before it is written."""
+    from mal.export.engine_options import EngineOptions, Profile, parse_chips
     from mal.export.export import export_model
 
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 contradict each other; choose one")
     precision = "fp16" if fp16 else "int8" if int8 else "fp32"
+    engine = EngineOptions(
+        Profile.parse(profile), parse_chips(chips) if chips else None, workspace, hardware_compatible
+    )
     report = export_model(
-        source, precision=precision, refine=refine, target=target.value if target else None, output=output
+        source,
+        precision=precision,
+        refine=refine,
+        target=target.value if target else None,
+        output=output,
+        engine=engine,
     )
     _show(report.to_json(), report.text, as_json)
 
@@ -162,10 +183,20 @@ def label(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over: forget an unfinished run.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log as JSON lines on stderr.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run a .plan whose manifest is missing or wrong; it is code.")
+    ] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First build the .plan again, for this machine, from its .onnx.")
+    ] = False,
 ) -> None:
     """Turn boxes into masks: COCO JSON in, the same JSON with masks out."""
     from mal.runtime.label import label_dataset
 
+    if rebuild:
+        from mal.export.rebuild import rebuild_engine
+
+        rebuild_engine(Path(engine))
     report = label_dataset(
         boxes,
         model=engine,
@@ -180,6 +211,7 @@ def label(
         max_memory_gb=max_memory,
         fresh=fresh,
         log_json=log_json,
+        trust=trust,
     )
     print(report.text())
     raise typer.Exit(report.exit_code)

@@ -10,7 +10,7 @@
     ├── ImageError           exit 1   one image that cannot be read; labelling skips its objects and says so
     ├── DeviceError          exit 1   a device or provider that was asked for and is not there
     ├── MissingPackageError  exit 1   an optional package is not installed; names the line that installs it
-    ├── EngineError          exit 1   TensorRT refused to build an engine, or built another one than asked for
+    ├── EngineError          exit 1   TensorRT cannot build an engine, or the engine does not fit this machine
     ├── ParityError          exit 1   two implementations of one model disagree beyond their tolerance
     ├── OutputError          exit 1   cannot write: no permission, no space left
     └── Interrupted          exit 130 stopped by the user; can be resumed
@@ -70,7 +70,7 @@ class MissingPackageError(MalError):
 
 
 class EngineError(MalError):
-    """TensorRT refused to build an engine, or built another one than asked for; its own words are quoted."""
+    """TensorRT cannot build an engine (its own words are quoted), or the engine was built for another machine."""
 
 
 class ParityError(MalError):
@@ -100,6 +100,7 @@ EXTRA_OF = {
     "tensorrt_rtx": "tensorrt-rtx",
     "fsspec": "remote",
     "zstandard": "zstd",
+    "cuda": "tensorrt",
 }
 
 

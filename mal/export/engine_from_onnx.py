@@ -5,62 +5,28 @@ told; `tensorrt` 10.9 and later builds for the GPU it sees. Networks are strongl
 the ONNX file.
 """
 
-import ctypes
 import hashlib
-import importlib
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import msgspec
 import onnx
 
-from mal.errors import DeviceError, EngineError, MissingPackageError, ModelFileError, UsageError
+from mal.errors import DeviceError, EngineError, Interrupted, MissingPackageError, ModelFileError, UsageError
+from mal.export import plan_cache
+from mal.export.build_progress import monitor_build
+from mal.export.engine_options import RTX_CHIPS, EngineOptions
 from mal.export.rtx_parser import make_parser_safe
-from mal.plugins.crf_refine.names import DOMAIN, NAME, VERSION
-
-RTX_CHIPS = (75, 80, 86, 89, 120)
-"""Compute capabilities x 10 of RTX 20, A100, RTX 30, RTX 40 and RTX 50. TensorRT-RTX has none for 90 (H100, H200)."""
+from mal.plugins.crf_refine.names import DOMAIN, NAME
+from mal.runtime.machine import Gpu, cuda_version, driver_version, gpus
+from mal.runtime.onnx_file import read_metadata
+from mal.runtime.plan_file import EngineFacts
+from mal.runtime.tensorrt_package import first_line, load_tensorrt, logger_of, plugin_registered
 
 _TURING = 75  # here TensorRT-RTX has no float32 matrix product: an FP32 student cannot be built for it
-
-_EXTRA = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-# What TensorRT adds to every error on a machine without a GPU, and the parser's frame around a node.
-_NOISE = ("catchCudaError", "--- Begin node", "--- End node", "While parsing node")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Crops per call that an engine takes, and for how many it is made fastest."""
-
-    minimum: int = 1
-    best: int = 32
-    maximum: int = 64
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.best <= self.maximum:
-            raise UsageError(f"profile {self} must satisfy 1 <= min <= opt <= max, e.g. 1:32:64")
-
-    @classmethod
-    def parse(cls, text: str) -> "Profile":
-        """Read min:opt:max.
-
-        Raises:
-            UsageError: not three whole numbers, or not in order.
-
-        >>> Profile.parse("1:32:64")
-        Profile(minimum=1, best=32, maximum=64)
-        """
-        words = text.split(":")
-        if len(words) != 3 or not all(word.isdecimal() for word in words):
-            raise UsageError(f"profile {text!r} must be min:opt:max, e.g. 1:32:64")
-        return cls(*map(int, words))
-
-    def __str__(self) -> str:
-        return f"{self.minimum}:{self.best}:{self.maximum}"
+_AMPERE = 80
 
 
 @dataclass(frozen=True)
@@ -71,48 +37,62 @@ class Engine:
     onnx: bytes
     package: str  # module that built it
     version: str  # ... and its version
-    profile: Profile
-    compute_capabilities: tuple[int, ...]  # x 10; empty: the GPU it was built on
+    options: EngineOptions
+    compute_capabilities: tuple[int, ...]  # x 10
     plugin: Path | None  # library with our plugin; None: the model needs none
+    gpu: Gpu | None  # that it was built on; None: built without one
+    cached: bool  # found in the plan cache, not built now
 
-    def to_json(self) -> dict[str, Any]:
-        """The manifest's part on the engine."""
-        return {
-            "onnx_sha256": hashlib.sha256(self.onnx).hexdigest(),
-            "plugin": self.plugin.name if self.plugin else None,
-            "plugin_sha256": hashlib.sha256(self.plugin.read_bytes()).hexdigest() if self.plugin else None,
-            "tensorrt": f"{self.package} {self.version}",
-            "compute_capabilities": list(self.compute_capabilities),
-            "profile": str(self.profile),
-        }
+    def facts(self, onnx_name: str) -> EngineFacts:
+        """The manifest's part on the engine.
+
+        Args:
+            onnx_name: name of the ONNX file that is written beside the plan.
+        """
+        return EngineFacts(
+            onnx=onnx_name,
+            onnx_sha256=hashlib.sha256(self.onnx).hexdigest(),
+            tensorrt=f"{self.package} {self.version}",
+            profile=str(self.options.profile),
+            compute_capabilities=self.compute_capabilities,
+            hardware_compatible=self.options.hardware_compatible,
+            plugin=self.plugin.name if self.plugin else None,
+            plugin_sha256=hashlib.sha256(self.plugin.read_bytes()).hexdigest() if self.plugin else None,
+            workspace_gb=self.options.workspace_gb,
+            chip=self.gpu.name if self.gpu else None,
+            driver=driver_version() if self.gpu else None,
+            cuda=cuda_version() if self.gpu else None,
+        )
+
+    def to_json(self, onnx_name: str) -> dict[str, Any]:
+        """`facts` as plain JSON values."""
+        return msgspec.to_builtins(self.facts(onnx_name))
 
 
 def build_engine(
     content: bytes,
     *,
     package: str = "tensorrt_rtx",
-    profile: Profile | None = None,
-    compute_capabilities: Sequence[int] | None = None,
+    options: EngineOptions | None = None,
     plugin: Path | None = None,
 ) -> Engine:
-    """Build a strongly typed engine.
+    """Build a strongly typed engine, unless the plan cache holds it.
 
     Args:
         content: the ONNX file, input `crops` with a free batch.
         package: module of the TensorRT to use: "tensorrt_rtx" or "tensorrt".
-        profile: crops per call; None: 1:32:64.
-        compute_capabilities: chips to build for, x 10, such as (86, 120); None: `RTX_CHIPS` with TensorRT-RTX, for a
-            FP32 model without 75. Any other TensorRT builds for the GPU it sees and takes None alone.
+        options: None: the defaults.
         plugin: library of `crf_refine.tensorrt_library.build_plugin`; needed by a refined model.
 
     Raises:
         MissingPackageError: this TensorRT is not installed or cannot load, or no plugin for a refined model.
-        UsageError: a chip that this TensorRT cannot build for.
-        ModelFileError: no ONNX, or one with other inputs.
+        UsageError: a chip or an option that this TensorRT does not have.
+        ModelFileError: no ONNX, with data in other files, or with other inputs.
         DeviceError: this TensorRT needs a GPU and sees none.
         EngineError: the builder refused, or the network does not hold our plugin.
+        Interrupted: Ctrl-C.
     """
-    profile = profile or Profile()
+    options = options or EngineOptions()
     model = _read(content)
     nodes = sum((node.domain, node.op_type) == (DOMAIN, NAME) for node in model.graph.node)
     if nodes and plugin is None:
@@ -120,45 +100,105 @@ def build_engine(
             f"the model refines its masks and an engine needs the plugin {DOMAIN}::{NAME} for it: "
             "run `mal plugins build`, or export with --refine 0"
         )
-    trt = load_tensorrt(package)
-    make_parser_safe()
-    log = _log(trt)
+    plugin = plugin if nodes else None
+    trt, gpu = find_builder(package)
+    log = logger_of(trt)
     log.errors.clear()
-    chips = _chips(trt, package, compute_capabilities, model)
-    with _plugin_registered(trt, plugin if nodes else None):
-        plan = _build(trt, log, content, profile, chips, nodes)
-    return Engine(plan, content, package, trt.__version__, profile, chips, plugin if nodes else None)
+    chips = _chips(trt, package, options, model) if gpu is None else _chips_like(gpu, package, options)
+    key = plan_cache.key(content, package, trt.__version__, gpu, chips, options, plugin)
+    plan = plan_cache.find(key)
+    cached = plan is not None
+    if plan is None:
+        make_parser_safe()
+        with plugin_registered(trt, plugin):
+            plan = _build(trt, log, content, options, () if gpu else chips, nodes, gpu)
+        plan_cache.keep(key, plan)
+    return Engine(plan, content, package, trt.__version__, options, chips, plugin, gpu, cached)
 
 
-def load_tensorrt(package: str) -> ModuleType:
-    """Import a TensorRT.
+def find_builder(package: str) -> tuple[Any, Gpu | None]:
+    """A TensorRT that can build here, and the GPU that it builds for; None: for any chip it is told.
 
     Raises:
-        MissingPackageError: it is not installed, or a library of it is missing.
-        UsageError: it is none.
+        MissingPackageError: it cannot be loaded.
+        DeviceError: it needs a GPU and sees none.
     """
-    if package not in _EXTRA:
-        raise UsageError(f"unknown TensorRT {package!r}; expected {' or '.join(_EXTRA)}")
+    trt = load_tensorrt(package)
+    if hasattr(trt, "ComputeCapability"):
+        return trt, None
+    seen = gpus()
+    if not seen:
+        raise DeviceError(f"{package} {trt.__version__} builds for the GPU it sees, and the driver shows none here")
+    return trt, seen[0]
+
+
+def _build(
+    trt: Any, log: Any, content: bytes, options: EngineOptions, chips: Sequence[int], nodes: int, gpu: Gpu | None
+) -> bytes:
+    def made(thing: Any, what: str) -> Any:
+        """Every maker of TensorRT gives None where it fails, and says why in the log."""
+        if thing is None:
+            raise EngineError(f"{trt.__name__} cannot {what}: {log.quote()}")
+        return thing
+
+    def accepted(answer: Any, what: str) -> None:
+        if answer is False:
+            raise EngineError(f"{trt.__name__} does not take {what}: {log.quote()}")
+
+    builder = made(trt.Builder(log), "make a builder")
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = made(builder.create_network(strongly_typed), "make a network")
+    _parse(trt, log, content, network)
+    _assert_plugin(trt, network, nodes)
+
+    config = made(builder.create_builder_config(), "make a builder config")
+    shapes = made(builder.create_optimization_profile(), "make an optimization profile")
+    crops = _crops(trt, network)
+    profile = options.profile
+    sizes = [(count, *tuple(crops.shape)[1:]) for count in (profile.minimum, profile.best, profile.maximum)]
+    accepted(shapes.set_shape(crops.name, *sizes), f"the profile {profile}")
+    accepted(config.add_optimization_profile(shapes) >= 0, f"the profile {profile}")
+    if chips:
+        config.num_compute_capabilities = len(chips)
+        for index, chip in enumerate(chips):
+            known = trt.ComputeCapability.__members__[f"SM{chip}"]
+            accepted(config.set_compute_capability(known, index), f"compute capability {chip}")
+    if options.workspace_gb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gb * 1e9))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    timings = plan_cache.timing_file(trt.__name__, trt.__version__, gpu) if gpu else None
+    if timings:
+        known = made(config.create_timing_cache(plan_cache.read(timings)), "make a timing cache")
+        accepted(config.set_timing_cache(known, False), "the timing cache")
+
+    with monitor_build(trt, config) as stopped:
+        plan = builder.build_serialized_network(network, config)
+    if stopped():
+        raise Interrupted("stopped; no engine was written")
+    plan = made(plan, "build the engine")
+    if timings:
+        plan_cache.write(timings, bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def _read(content: bytes) -> onnx.ModelProto:
+    read_metadata(content, "the model")  # whole, and stands alone: TensorRT's parser would open any file it names
     try:
-        return importlib.import_module(package)
-    except (ImportError, OSError) as error:  # OSError: installed, and a library of it is missing
-        raise MissingPackageError(
-            f'cannot load {package} ({_line(str(error))}): pip install "mask-auto-labeler[{_EXTRA[package]}]"'
-        ) from None
+        return onnx.load_from_string(content)
+    except Exception as error:  # protobuf's own error class, without a public name
+        raise ModelFileError(f"not an ONNX model: {first_line(error)}") from None
 
 
-def _build(trt: Any, log: Any, content: bytes, profile: Profile, chips: Sequence[int], nodes: int) -> bytes:
-    builder = trt.Builder(log)
-    if builder is None:
-        raise DeviceError(f"{trt.__name__} cannot make a builder: {log.quote()}")
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    if network is None:
-        raise EngineError(f"{trt.__name__} cannot make a network: {log.quote()}")
+def _parse(trt: Any, log: Any, content: bytes, network: Any) -> None:
     parser = trt.OnnxParser(network, log)
     if not parser.parse(content):
         problems = [parser.get_error(index) for index in range(parser.num_errors)]
-        words = "; ".join(f"{problem.node_name()}: {_line(problem.desc())}" for problem in problems)
+        words = "; ".join(f"{problem.node_name()}: {first_line(problem.desc())}" for problem in problems)
         raise EngineError(f"{trt.__name__} cannot read the model: {words or log.quote()}")
+
+
+def _assert_plugin(trt: Any, network: Any, nodes: int) -> None:
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
     if found != nodes:
@@ -167,37 +207,20 @@ def _build(trt: Any, log: Any, content: bytes, profile: Profile, chips: Sequence
             "took the ONNX function instead of the plugin; run `mal plugins build`, and report it if this stays so"
         )
 
-    config = builder.create_builder_config()
-    shapes = builder.create_optimization_profile()
-    crops = _crops(trt, network)
-    sizes = [(count, *tuple(crops.shape)[1:]) for count in (profile.minimum, profile.best, profile.maximum)]
-    shapes.set_shape(crops.name, *sizes)
-    if config.add_optimization_profile(shapes) < 0:
-        raise EngineError(f"{trt.__name__} does not take the profile {profile}: {log.quote()}")
-    if chips:
-        config.num_compute_capabilities = len(chips)
-        for index, chip in enumerate(chips):
-            if not config.set_compute_capability(trt.ComputeCapability.__members__[f"SM{chip}"], index):
-                raise EngineError(f"{trt.__name__} does not take compute capability {chip}: {log.quote()}")
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"{trt.__name__} cannot build the engine: {log.quote()}")
-    return bytes(plan)
+
+def _chips_like(gpu: Gpu, package: str, options: EngineOptions) -> tuple[int, ...]:
+    if options.compute_capabilities is not None:
+        raise UsageError(f"{package} builds for the GPU it sees; compute capabilities are for tensorrt_rtx")
+    if options.hardware_compatible and gpu.compute_capability < _AMPERE:
+        raise UsageError(f"hardware-compatible engines begin with Ampere (80); {gpu.name} is {gpu.compute_capability}")
+    return (gpu.compute_capability,)
 
 
-def _read(content: bytes) -> onnx.ModelProto:
-    try:
-        return onnx.load_from_string(content)
-    except Exception as error:  # protobuf's own error class, without a public name
-        raise ModelFileError(f"not an ONNX model: {_line(str(error))}") from None
-
-
-def _chips(trt: Any, package: str, wanted: Sequence[int] | None, model: onnx.ModelProto) -> tuple[int, ...]:
-    if not hasattr(trt, "ComputeCapability"):
-        if wanted is not None:
-            raise UsageError(f"{package} builds for the GPU it sees; compute capabilities are for tensorrt_rtx")
-        return ()
+def _chips(trt: Any, package: str, options: EngineOptions, model: onnx.ModelProto) -> tuple[int, ...]:
+    if options.hardware_compatible:
+        raise UsageError(f"{package} knows no hardware-compatible engines: name the compute capabilities instead")
     known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name[:2] == "SM" and name[2:].isdecimal()]
+    wanted = options.compute_capabilities
     if wanted is None:
         half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
         wanted = [chip for chip in RTX_CHIPS if half or chip != _TURING]
@@ -217,59 +240,3 @@ def _crops(trt: Any, network: Any) -> Any:
     if len(inputs) != 1 or len(shape) != 4 or shape[0] != -1 or min(shape[1:]) < 1 or inputs[0].dtype != trt.float32:
         raise ModelFileError(f"expected one float32 input crops (free, 3, S, S), got {shapes}; use `mal export`")
     return inputs[0]
-
-
-@contextmanager
-def _plugin_registered(trt: Any, library: Path | None) -> Generator[None]:
-    """Have our plugin in TensorRT's registry for a while."""
-    registry = trt.get_plugin_registry()
-    ours = (NAME, VERSION, DOMAIN)
-    if any((made.name, made.plugin_version, made.plugin_namespace) == ours for made in registry.all_creators):
-        raise EngineError(f"another library in this process has registered {DOMAIN}::{NAME}; build in a fresh process")
-    if library is None:
-        yield
-        return
-    _pin(library)
-    handle = registry.load_library(str(library))
-    if handle is None:
-        raise EngineError(f"{trt.__name__} cannot load the plugin {library}: {_log(trt).quote()}")
-    try:
-        yield
-    finally:
-        registry.deregister_library(handle)
-
-
-@cache
-def _pin(library: Path) -> ctypes.CDLL:
-    """Keep the library's code in memory: TensorRT closes it while an object of it may still wait for its end."""
-    try:
-        return ctypes.CDLL(str(library))
-    except OSError as error:
-        raise MissingPackageError(f"cannot load the plugin {library}: {error}; run `mal plugins build`") from None
-
-
-@cache
-def _log(trt: Any) -> Any:
-    """One logger for each TensorRT, never freed: it keeps a pointer to the first it was given."""
-
-    class Log(trt.ILogger):
-        """Keeps errors, to quote them."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-
-        def quote(self) -> str:
-            """The errors that say something, the first ones first."""
-            lines = [_line(text) for text in self.errors if not any(word in text for word in _NOISE)]
-            return "; ".join(dict.fromkeys(lines[:3])) or "it gave no reason"
-
-    return Log()
-
-
-def _line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0]

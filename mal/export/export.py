@@ -1,6 +1,6 @@
 """`mal export`: a student in; out come one checked ONNX file, an engine of it if wished, and their manifests."""
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mal.config import ModelConstants
-from mal.errors import ModelFileError, OutputError, UsageError
+from mal.errors import DeviceError, MissingPackageError, ModelFileError, OutputError, UsageError
+from mal.export.engine_options import EngineOptions, trtexec_line
+from mal.runtime.machine import gpu_count
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -17,10 +19,9 @@ if TYPE_CHECKING:
     from mal.export.parity import Model
 
 # What a target's file is called, and the module that builds its engine.
-_SUFFIX = {"onnx": ".onnx", "tensorrt-rtx": ".plan"}
-_BUILDER = {"tensorrt-rtx": "tensorrt_rtx"}
+_SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".plan"}
+_BUILDER = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _LATER = {
-    "tensorrt": "write ONNX and build the engine with trtexec --onnx=model.onnx --stronglyTyped",
     "deepstream": "write ONNX and give it to nvinfer",
     "triton": "write ONNX and give it to Triton's ONNX Runtime backend",
 }
@@ -34,6 +35,7 @@ class ExportReport:
     output: Path
     manifest: dict[str, Any]
     parity: tuple[str, ...]  # figures of the gate, for people
+    hint: str | None = None  # how to go on from here
 
     def to_json(self) -> dict[str, Any]:
         """The manifest, with the paths of this run."""
@@ -50,12 +52,13 @@ class ExportReport:
                 *([f"engine  {_engine_line(engine)}"] if engine else []),
                 f"wrote   {self.output}  {megabytes:.1f} MB  {self.manifest['target']} {self.manifest['precision']}  "
                 f"refine {self.manifest['refine']}",
+                *([f"next    {self.hint}"] if self.hint else []),
             ]
         )
 
 
 def _engine_line(engine: dict[str, Any]) -> str:
-    chips = " ".join(map(str, engine["compute_capabilities"]))
+    chips = " ".join(map(str, engine["compute_capabilities"])) + (" and later" if engine["hardware_compatible"] else "")
     plugin = f"  needs {engine['plugin']}" if engine["plugin"] else ""
     return f"{engine['tensorrt']}  compute capabilities {chips}  crops {engine['profile']}  of {engine['onnx']}{plugin}"
 
@@ -67,6 +70,7 @@ def export_model(
     refine: int | None = None,
     target: str | None = None,
     output: Path | None = None,
+    engine: EngineOptions | None = None,
 ) -> ExportReport:
     """Export a student; a model that fails the parity gate is not written.
 
@@ -75,9 +79,10 @@ def export_model(
             the shipped one; None: the shipped one.
         precision: "fp32" or "fp16".
         refine: CRF iterations in the graph, 0 none; None: the model's own constant.
-        target: "onnx" or "tensorrt-rtx"; None: "onnx".
+        target: "onnx", "tensorrt" or "tensorrt-rtx"; None: "tensorrt" if it imports and sees a GPU, else "onnx".
         output: file to write; None: model.onnx or model.plan. The manifest goes to `output` + ".json". An engine
-            leaves the ONNX it was built from beside it, with a manifest of its own.
+            leaves the ONNX it was built from beside it, with a manifest of its own, and the plugin it needs.
+        engine: how an engine is built; None: the defaults.
 
     Raises:
         UsageError: a precision or target that is not available yet, a suffix that contradicts the target, an output
@@ -89,23 +94,24 @@ def export_model(
         OutputError: the output cannot be written.
         ModuleNotFoundError: torch, onnx or onnxruntime is not installed (`mal` names the extra).
     """
-    target = target or "onnx"
+    target = target or _default_target(output)
     path = output or Path("model").with_suffix(_SUFFIX.get(target, ".onnx"))
     _check_wishes(precision, refine, target, path)
+    options = engine or EngineOptions()
     found = find_source(source)
     onnx_path = path if target == "onnx" else path.with_suffix(".onnx")
     if onnx_path.exists() and onnx_path.samefile(found):
         raise UsageError(f"--output {path} would overwrite the source {found}; choose another name")
     if target in _BUILDER:
-        from mal.export.engine_from_onnx import load_tensorrt
+        _need_builder(_BUILDER[target], path, found, refine, options)
 
-        load_tensorrt(_BUILDER[target])  # what is missing is better said before minutes of work
-
+    from mal.export.files import write_all
     from mal.export.gate_crops import gate_crops
-    from mal.export.manifest import dump, make_manifest, manifest_path
+    from mal.export.manifest import dump, make_manifest
     from mal.export.onnx_file import set_constants
     from mal.export.parity import compare, compare_refined, onnx_model
     from mal.export.refinement import refine_graph
+    from mal.runtime.plan_file import manifest_path
 
     model, constants, truth = _load(found)
     crops = gate_crops(constants)
@@ -132,24 +138,74 @@ def export_model(
 
     content = model.SerializeToString(deterministic=True)
     about = partial(make_manifest, constants=constants, precision=precision, source=found, parity=figures)
-    made = [(onnx_path, content, about(content, target="onnx"))]
+    manifest = about(content, target="onnx")
+    files = [(manifest_path(onnx_path), dump(manifest)), (onnx_path, content)]
     if target in _BUILDER:
-        engine = _build(content, _BUILDER[target], bool(constants.crf_iterations))
-        manifest = about(engine.plan, target=target)
-        manifest["engine"] = {"onnx": onnx_path.name, **engine.to_json()}
-        made.append((path, engine.plan, manifest))
-    # The manifest first: a model without one never lies around, a manifest tells its model by the hash.
-    for file, data, manifest in made:
-        _write(manifest_path(file), dump(manifest))
-        _write(file, data)
-    return ExportReport(found, path, made[-1][2], tuple(lines))
+        built = _build(content, _BUILDER[target], bool(constants.crf_iterations), options)
+        manifest = about(built.plan, target=target)
+        manifest["engine"] = built.to_json(onnx_path.name)
+        files += [(manifest_path(path), dump(manifest)), (path, built.plan)]
+        if built.plugin:
+            files.append((path.with_name(built.plugin.name), built.plugin.read_bytes()))
+    write_all(files)
+    hint = None if target in _BUILDER else _elsewhere(path, path.with_suffix(".plan"), constants, options)
+    return ExportReport(found, path, manifest, tuple(lines), hint)
 
 
-def _build(content: bytes, package: str, refined: bool) -> "Engine":
+def _build(content: bytes, package: str, refined: bool, options: EngineOptions) -> "Engine":
     from mal.export.engine_from_onnx import build_engine
     from mal.plugins.crf_refine.tensorrt_library import build_plugin
 
-    return build_engine(content, package=package, plugin=build_plugin() if refined else None)
+    return build_engine(content, package=package, options=options, plugin=build_plugin() if refined else None)
+
+
+def _default_target(output: Path | None) -> str:
+    """An engine where one can be built, unless the output's name says otherwise."""
+    from mal.runtime.tensorrt_package import load_tensorrt
+
+    if output and output.suffix.lower() == ".onnx":
+        return "onnx"
+    try:
+        load_tensorrt("tensorrt")
+    except MissingPackageError:
+        return "onnx"
+    return "tensorrt" if gpu_count() else "onnx"
+
+
+def _need_builder(package: str, path: Path, source: Path, refine: int | None, options: EngineOptions) -> None:
+    """What is missing is better said before minutes of work, with the way to build the engine elsewhere."""
+    from mal.export.engine_from_onnx import find_builder
+
+    try:
+        find_builder(package)
+    except (MissingPackageError, DeviceError) as error:
+        constants = _constants(source)
+        if refine is not None:
+            constants = constants.model_copy(update={"crf_iterations": refine})
+        onnx = path.with_suffix(".onnx")
+        elsewhere = _elsewhere(onnx, path, constants, options)
+        raise type(error)(f"{error}, or export with --target onnx -o {onnx} and {elsewhere}") from None
+
+
+def _elsewhere(onnx: Path, plan: Path, constants: ModelConstants, options: EngineOptions) -> str:
+    """How an engine is built on another machine."""
+    from mal.plugins.crf_refine.tensorrt_library import find_plugin
+
+    plugin = None
+    if constants.crf_iterations:
+        with suppress(MissingPackageError):
+            plugin = find_plugin()
+        plugin = plugin or Path("libmal_crf_tensorrt.so")  # as `mal plugins build` will print it
+    line = trtexec_line(onnx, plan, constants.size, options, plugin)
+    return f"build the engine where it will run (TensorRT 10.9 or later, DeepStream): {line}"
+
+
+def _constants(source: Path) -> ModelConstants:
+    if source.suffix.lower() == ".onnx":
+        return _read_onnx(source)[1]
+    from mal.network.checkpoint import read_constants
+
+    return read_constants(source)
 
 
 def find_source(source: Path | str | None) -> Path:
@@ -223,14 +279,3 @@ def _read_onnx(source: Path) -> "tuple[ModelProto, ModelConstants]":
     ):
         raise ModelFileError(f"{source} is not FP32; export from the FP32 model or the checkpoint")
     return model, constants
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None

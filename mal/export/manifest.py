@@ -48,11 +48,6 @@ def make_manifest(
     }
 
 
-def manifest_path(model: Path) -> Path:
-    """Where the manifest of a model lies."""
-    return model.with_name(model.name + ".json")
-
-
 def dump(manifest: dict[str, Any]) -> bytes:
     """The manifest's bytes."""
     return json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n"

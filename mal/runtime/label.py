@@ -50,6 +50,7 @@ def label_dataset(
     max_memory_gb: float | None = None,
     fresh: bool = False,
     log_json: bool = False,
+    trust: bool = False,
 ) -> LabelReport:
     """Label every box of a data set. An interrupted run goes on when called again.
 
@@ -68,6 +69,7 @@ def label_dataset(
         max_memory_gb: bound of images and crops in flight, in 10^9 bytes.
         fresh: forget an unfinished run.
         log_json: progress as JSON lines on stderr.
+        trust: as in `open_session`.
 
     Returns:
         The report, also written to `<output>.report.json`; what has no mask is in `<output>.skipped.jsonl`.
@@ -90,7 +92,7 @@ def label_dataset(
         blocks = cut_blocks(box_file.image_row[order])
     workers = workers or cpu_count()
     folder = output.with_name(output.name + ".journal")
-    with closing(open_session(model, device)) as session, closing(open_journal(folder)) as journal:
+    with closing(open_session(model, device, trust=trust)) as session, closing(open_journal(folder)) as journal:
         unfinished = {} if fresh else journal.read_key() or {}
         size = batch_size(batch, unfinished.get("batch"))
         settings = {"format": format, "allow_outside": allow_outside}

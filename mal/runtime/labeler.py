@@ -46,6 +46,7 @@ class MaskLabeler:
         device: "cpu", "cuda:0"; None: the first GPU that the model's backend can use, else the CPU.
         batch: crops a call of the session, or "auto".
         workers: host threads; None: one for each processor.
+        trust: run an engine (.plan) whose manifest is missing or wrong.
 
     Raises: as `mal.runtime.session.open_session`.
 
@@ -60,8 +61,9 @@ class MaskLabeler:
         *,
         batch: int | str = "auto",
         workers: int | None = None,
+        trust: bool = False,
     ) -> None:
-        self._session = open_session(model, device)
+        self._session = open_session(model, device, trust=trust)
         self._pipeline = Pipeline(
             self._session, batch=batch_size(batch), workers=workers or cpu_count(), stages=Stages()
         )

@@ -1,5 +1,6 @@
-"""A session on ONNX Runtime, on the CPU or on a CUDA GPU."""
+"""A session on ONNX Runtime: on the CPU, or on a GPU through one of its providers."""
 
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.config import ModelConstants
-from mal.errors import MissingPackageError, ModelFileError
+from mal.errors import DeviceError, MalError, MissingPackageError, ModelFileError
 from mal.runtime.machine import gpu_count
 from mal.runtime.onnx_file import read_metadata
-from mal.runtime.session import check_crops, check_device, no_gpu, read_model
+from mal.runtime.session import CPU_BATCH, GPU_BATCH, Wish, check_crops, check_device, read_model
 
 try:
     import onnxruntime
@@ -19,6 +20,10 @@ except ImportError as _error:
         'ONNX models need onnxruntime, which is not installed; pip install "mask-auto-labeler[cpu]"'
     ) from _error
 
+from mal.runtime.onnx_providers import Binding, open_on_gpu
+
+DEVICES = ("cuda", "tensorrt", "tensorrt-rtx")
+GPU_LANES = 2  # batches in flight: one is copied while the other is computed
 _FATAL = 4  # log severity: what goes wrong comes as an exception, not as lines on stderr
 
 
@@ -26,51 +31,55 @@ class OnnxSession:
     """See `mal.runtime.session.Session`."""
 
     def __init__(self, path: Path, device: str | None, threads: int) -> None:
+        wish = check_device(device, DEVICES)
         content, self.model_id = read_model(path)
         self.constants = ModelConstants.from_metadata(read_metadata(content, path.name), path.name)
         self.threads = threads
-        self.backend = f"onnxruntime {onnxruntime.__version__}"
         self._path = path
-        self._runtime, self.device = self._open(content, device)
+        self._runtime, self._wish = self._open(content, device, wish)
         self._check_contract()
+        provider = self._runtime.get_providers()[0].removesuffix("ExecutionProvider")
+        self.backend = f"onnxruntime {onnxruntime.__version__} {provider}"
+        self.device = f"cuda:{self._wish.number}" if self._wish else "cpu"
+        self.lanes, self.auto_batch = (GPU_LANES, GPU_BATCH) if self._wish else (1, CPU_BATCH)
+        self._bindings: queue.SimpleQueue[Binding | None] = queue.SimpleQueue()
+        for _ in range(self.lanes):
+            self._bindings.put(None)
 
     def run(self, crops: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """See `Session.run`."""
         check_crops(crops, self.constants.size)
-        outputs: Any = self._runtime.run(["logits", "score"], {"crops": crops})
-        return outputs[0][:, 0], outputs[1]
+        if self._wish is None:
+            outputs: Any = self._runtime.run(["logits", "score"], {"crops": crops})
+            return outputs[0][:, 0], outputs[1]
+        binding = self._bindings.get()
+        try:
+            if binding is None or binding.count != len(crops):
+                binding = Binding(self._runtime, crops.shape, self._wish)
+            logits, scores = binding.run(np.ascontiguousarray(crops))
+            return logits[:, 0], scores
+        finally:
+            self._bindings.put(binding)
+
+    def allocate(self, batch: int) -> NDArray[np.float32]:
+        """See `Session.allocate`."""
+        return np.empty((batch, 3, self.constants.size, self.constants.size), np.float32)
 
     def close(self) -> None:
         """See `Session.close`."""
-        del self._runtime
+        del self._runtime, self._bindings
 
-    def _open(self, content: bytes, device: str | None) -> tuple["onnxruntime.InferenceSession", str]:
-        """Runtime and the device it really runs on."""
-        index = check_device(device)
+    def _open(self, content: bytes, device: str | None, wish: Wish | None) -> tuple[Any, Wish | None]:
+        """Runtime and the GPU it really runs on."""
         if device is None and "CUDAExecutionProvider" in onnxruntime.get_available_providers() and gpu_count():
             try:
-                return self._open_cuda(content, 0), "cuda:0"
-            except Exception:  # nobody asked for this GPU: the CPU is the default then, and the caller prints it
-                index = None
-        if index is None:
-            return self._load(content, ["CPUExecutionProvider"]), "cpu"
-        return self._open_cuda(content, index), f"cuda:{index}"
+                wish = Wish("cuda", 0)
+                return self._load(content, wish), wish
+            except DeviceError:  # nobody asked for this GPU: the CPU is the default then, and the caller prints it
+                wish = None
+        return self._load(content, wish), wish
 
-    def _open_cuda(self, content: bytes, index: int) -> "onnxruntime.InferenceSession":
-        name = f"cuda:{index}"
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise no_gpu(name, 'this onnxruntime is built for the CPU (pip install "mask-auto-labeler[gpu]" instead)')
-        if index >= (count := gpu_count()):
-            raise no_gpu(name, f"the driver sees {count} GPUs")
-        runtime = self._load(content, [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"])
-        # ONNX Runtime falls back to the CPU without an exception.
-        if runtime.get_providers()[0] != "CUDAExecutionProvider":
-            raise no_gpu(name, "ONNX Runtime could not start its CUDA provider (CUDA or cuDNN libraries missing?)")
-        return runtime
-
-    def _load(
-        self, content: bytes, providers: list[str | tuple[str, dict[str, int]]]
-    ) -> "onnxruntime.InferenceSession":
+    def _load(self, content: bytes, wish: Wish | None) -> Any:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = _FATAL
@@ -78,9 +87,16 @@ class OnnxSession:
         # 9.5 processor ms a crop (MobileNetV2 at 192 x 192, 2 busy cores).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            return onnxruntime.InferenceSession(content, options, providers=providers)
+            if wish:
+                return open_on_gpu(content, options, wish, self.constants.size, GPU_BATCH)
+            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except MalError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no public base
-            raise ModelFileError(f"{self._path.name}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+            where = f" on {wish}" if wish else ""
+            raise ModelFileError(
+                f"{self._path.name}: ONNX Runtime cannot load it{where}: {_first_line(error)}"
+            ) from None
 
     def _check_contract(self) -> None:
         """The inputs and outputs of design §3, batch free; anything else is not ours."""

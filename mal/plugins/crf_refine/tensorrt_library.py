@@ -5,19 +5,13 @@ It needs nvcc and TensorRT's headers, no TensorRT library and no GPU. One file s
 
 import importlib.util
 import os
-import subprocess
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-from mal.errors import MissingPackageError, UsageError
+from mal.errors import MissingPackageError
 from mal.plugins.compile import Recipe, find_nvcc
+from mal.plugins.crf_refine.cuda_library import machine_code
 from mal.plugins.crf_refine.names import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
-
-ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
-"""Compute capabilities x 10 that get machine code: T4, A100, RTX 30, Orin, RTX 40, H100, B200, RTX 50.
-Newer chips compile the PTX of the last two when they load the library (the H100's and the B200's code is of no use to
-an RTX 50, nor the reverse)."""
 
 _FOLDER = Path(__file__).parent
 _SOURCES = tuple(_FOLDER / name for name in ("tensorrt_plugin.cu", "cuda.cu"))
@@ -58,7 +52,7 @@ def _recipe(cuda_architectures: Sequence[int] | None) -> Recipe:
     names = {"DOMAIN": DOMAIN, "NAME": NAME, "VERSION": VERSION, "ITERATIONS": ITERATIONS, "ZETA": ZETA}
     command = (
         nvcc, "-O3", "-std=c++17", "-cudart", "static", "--threads", "0",
-        *_machine_code(nvcc, cuda_architectures),
+        *machine_code(nvcc, cuda_architectures),
         "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-deprecated-declarations",
         # Stripped: nvcc's symbols carry the names of its scratch files, and a manifest names the library by its hash.
         "-Xlinker", f"--version-script={_EXPORTS},--no-undefined,--strip-all",
@@ -104,27 +98,3 @@ def header_version(headers: Path) -> str:
 
 def _triplet() -> str:
     return f"{os.uname().machine}-linux-gnu"
-
-
-def _machine_code(nvcc: str, wanted: Sequence[int] | None) -> list[str]:
-    known = _known(nvcc)
-    if wanted is None:
-        chosen = [number for number in ARCHITECTURES if number in known]
-    else:
-        chosen = sorted(set(wanted))
-        if unknown := [number for number in chosen if number not in known]:
-            raise UsageError(f"{nvcc} compiles for {', '.join(map(str, known))}, not for {unknown[0]}")
-    if not chosen:
-        raise UsageError(f"no architecture to compile for; expected some of {', '.join(map(str, known))}")
-    words: list[str] = []
-    for number in chosen:
-        code = f"[sm_{number},compute_{number}]" if number in chosen[-2:] else f"sm_{number}"
-        words += ["-gencode", f"arch=compute_{number},code={code}"]
-    return words
-
-
-@cache
-def _known(nvcc: str) -> tuple[int, ...]:
-    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
-    names = [line.strip().removeprefix("compute_") for line in done.stdout.splitlines()]
-    return tuple(sorted(int(name) for name in names if name.isdigit()))

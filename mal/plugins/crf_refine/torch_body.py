@@ -1,14 +1,14 @@
 """CRF refinement of torch tensors: the training target and the torch session. What it means: `reference.py`.
 
-On a CPU the compiled kernel does it, 6 to 8 times as fast (benchmarks/crf.py), where it is built or can be;
-elsewhere torch's own operations. `body` tells which.
+On a CPU the compiled kernel does it, 6 to 8 times as fast (benchmarks/crf.py), where it is built or can be; on a CUDA
+GPU the compiled CUDA kernel, where it has been built; elsewhere torch's own operations. `body` tells which.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
-from mal.plugins.crf_refine import compiled
+from mal.plugins.crf_refine import compiled, cuda_library
 from mal.plugins.crf_refine.contract import HALF_WINDOW, HIGH, LIMIT, LOW, check
 
 # torch splits an operation of more than 32,768 elements over its threads. Hundreds of such short
@@ -34,7 +34,10 @@ def crf_refine(logits: Tensor, guide: Tensor, inside: Tensor, iterations: int, z
     Raises:
         ShapeError: shapes that do not belong together, or an attribute out of range.
     """
-    if body(logits.device) == "kernel":
+    how = body(logits.device)
+    if how == "CUDA kernel":
+        return _refine_on_gpu(logits, guide, inside, iterations, zeta)
+    if how == "kernel":
         first, second, third = (tensor.detach().float().numpy() for tensor in (logits, guide, inside))
         refined = compiled.crf_refine(first, second, third, iterations, zeta, threads=torch.get_num_threads())
         return torch.from_numpy(refined).to(logits.dtype)
@@ -42,8 +45,25 @@ def crf_refine(logits: Tensor, guide: Tensor, inside: Tensor, iterations: int, z
 
 
 def body(device: torch.device) -> str:
-    """What refines tensors of a device: "kernel" (compiled for this CPU) or "torch"."""
+    """What refines tensors of a device: "kernel" (compiled for this CPU), "CUDA kernel" or "torch"."""
+    if device.type == "cuda":
+        return "CUDA kernel" if cuda_library.available() else "torch"
     return "kernel" if device.type == "cpu" and compiled.available() else "torch"
+
+
+def _refine_on_gpu(logits: Tensor, guide: Tensor, inside: Tensor, iterations: int, zeta: float) -> Tensor:
+    """By the CUDA kernel, in torch's current stream."""
+    check(tuple(logits.shape), tuple(guide.shape), tuple(inside.shape), iterations, zeta)
+    half = guide.dtype == torch.float16
+    first, third = (tensor.detach().float().contiguous() for tensor in (logits, inside))
+    second = (guide if half else guide.float()).detach().contiguous()
+    refined = torch.empty_like(first)
+    with torch.cuda.device(logits.device):
+        cuda_library.refine_on_gpu(
+            first.data_ptr(), second.data_ptr(), half, third.data_ptr(), len(third), refined.data_ptr(),
+            tuple(first.shape), iterations, zeta, torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+    return refined.to(logits.dtype)
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ from onnx import ModelProto, helper
 from tensorrt_parts import SIZE, crf_node, need_plugin, need_rtx, tiny_model
 
 from mal.errors import EngineError, MissingPackageError, ModelFileError, UsageError
-from mal.export import engine_from_onnx
-from mal.export.engine_from_onnx import RTX_CHIPS, Profile, build_engine
+from mal.export.engine_from_onnx import build_engine
+from mal.export.engine_options import RTX_CHIPS, EngineOptions, Profile
 from mal.export.precision import to_fp16
+from mal.runtime import tensorrt_package
 
 CHIPS = (75, 86, 89, 120)
 
@@ -37,10 +38,10 @@ def all_half(model: ModelProto) -> ModelProto:
 @pytest.mark.parametrize("typed", [lambda model: model, to_fp16, all_half], ids=["fp32", "fp16", "all-half"])
 def test_a_refined_model_holds_our_plugin(plugin: Path, typed: object) -> None:
     content = typed(tiny_model()).SerializeToString()  # type: ignore[operator]
-    engine = build_engine(content, compute_capabilities=CHIPS, profile=Profile(1, 32, 64), plugin=plugin)
+    engine = build_engine(content, options=EngineOptions(compute_capabilities=CHIPS), plugin=plugin)
     assert b"CRFRefine" in engine.plan  # build_engine itself asserts the PLUGIN_V3 layer, see the fallback below
-    facts = engine.to_json()
-    assert facts["compute_capabilities"] == list(CHIPS)
+    facts = engine.to_json("m.onnx")
+    assert list(facts["compute_capabilities"]) == list(CHIPS)
     assert facts["profile"] == "1:32:64"
     assert facts["plugin"] == plugin.name
     assert facts["tensorrt"].startswith("tensorrt_rtx 1.")
@@ -50,13 +51,13 @@ def test_a_refined_model_holds_our_plugin(plugin: Path, typed: object) -> None:
 @pytest.mark.parametrize("profile", [Profile(1, 1, 1), Profile(64, 64, 64)], ids=str)
 def test_each_chip_alone(plugin: Path, chip: int, profile: Profile) -> None:
     content = tiny_model().SerializeToString()
-    assert build_engine(content, compute_capabilities=[chip], profile=profile, plugin=plugin).plan
+    assert build_engine(content, options=EngineOptions(profile, (chip,)), plugin=plugin).plan
 
 
 def test_a_plain_model_needs_no_plugin() -> None:
     engine = build_engine(tiny_model(refine=0).SerializeToString())
     assert engine.plugin is None
-    assert engine.to_json()["plugin_sha256"] is None
+    assert engine.to_json("m.onnx")["plugin_sha256"] is None
 
 
 def test_default_chips() -> None:
@@ -71,7 +72,7 @@ def test_the_builders_own_words_are_quoted() -> None:
     model.graph.node.append(helper.make_node("MatMul", ["logits", "logits"], ["product"]))
     model.graph.output.append(helper.make_tensor_value_info("product", 1, ["batch", 1, 8, 8]))
     with pytest.raises(EngineError, match=r"tensorrt_rtx cannot build the engine: .*SM75"):
-        build_engine(model.SerializeToString(), compute_capabilities=(75,))
+        build_engine(model.SerializeToString(), options=EngineOptions(compute_capabilities=(75,)))
 
 
 def test_a_refined_model_without_the_plugin() -> None:
@@ -116,15 +117,15 @@ def test_no_library(tmp_path: Path) -> None:
 
 
 def test_somebody_elses_plugin(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_from_onnx, "NAME", "ROIAlign_TRT")
-    monkeypatch.setattr(engine_from_onnx, "VERSION", "2")
-    monkeypatch.setattr(engine_from_onnx, "DOMAIN", "")
+    monkeypatch.setattr(tensorrt_package, "NAME", "ROIAlign_TRT")
+    monkeypatch.setattr(tensorrt_package, "VERSION", "2")
+    monkeypatch.setattr(tensorrt_package, "DOMAIN", "")
     with pytest.raises(EngineError, match="another library in this process has registered"):
         build_engine(tiny_model(refine=0).SerializeToString(), plugin=plugin)
 
 
 def test_other_models() -> None:
-    with pytest.raises(ModelFileError, match="not an ONNX model"):
+    with pytest.raises(ModelFileError, match="is not"):
         build_engine(b"nonsense")
     model = tiny_model(refine=0)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
@@ -135,9 +136,9 @@ def test_other_models() -> None:
 def test_other_chips() -> None:
     content = tiny_model(refine=0).SerializeToString()
     with pytest.raises(UsageError, match=r"builds for 75, .*, got compute capability 90"):
-        build_engine(content, compute_capabilities=(86, 90))
+        build_engine(content, options=EngineOptions(compute_capabilities=(86, 90)))
     with pytest.raises(UsageError, match="no compute capability"):
-        build_engine(content, compute_capabilities=())
+        build_engine(content, options=EngineOptions(compute_capabilities=()))
 
 
 def test_other_packages() -> None:

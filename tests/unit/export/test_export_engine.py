@@ -13,7 +13,7 @@ from tensorrt_parts import need_plugin, need_rtx
 from mal.config import ModelConstants
 from mal.errors import EngineError, MissingPackageError, ParityError, UsageError
 from mal.export import engine_from_onnx, precision
-from mal.export.engine_from_onnx import RTX_CHIPS
+from mal.export.engine_options import RTX_CHIPS
 from mal.export.export import export_model
 from mal.network.checkpoint import save_student
 from mal.network.student import Student
@@ -60,7 +60,7 @@ def test_half_precision_onnx(source: Path, tmp_path: Path) -> None:
 def test_an_engine_its_onnx_and_what_they_are(source: Path, tmp_path: Path, one_chip: Path) -> None:
     report = export_model(source, precision="fp16", target="tensorrt-rtx", output=tmp_path / "m.plan")
     files = sorted(path.name for path in tmp_path.iterdir())
-    assert files == ["m.onnx", "m.onnx.json", "m.plan", "m.plan.json"]
+    assert files == [one_chip.name, "m.onnx", "m.onnx.json", "m.plan", "m.plan.json"]
 
     manifest = json.loads((tmp_path / "m.plan.json").read_text())
     assert manifest == json.loads(json.dumps(report.manifest))

@@ -153,7 +153,6 @@ def test_manifest(exported: ExportReport) -> None:
         ({"output": Path("x.onnx"), "target": "tensorrt-rtx"}, "contradicts target tensorrt-rtx"),
         ({"output": Path(), "target": "tensorrt-rtx"}, "is a folder; .* model.plan"),
         ({"precision": "int8"}, "later version"),
-        ({"target": "tensorrt"}, "later version"),
         ({"target": "coffee"}, "unknown target"),
         ({"refine": -1}, "--refine -1"),
         ({"output": Path()}, "is a folder"),

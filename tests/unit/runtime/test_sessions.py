@@ -94,13 +94,13 @@ def test_external_data_is_refused_wherever_it_hides(model: Path, tmp_path: Path)
 
 
 def test_missing_models_and_other_kinds_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match=r"does not exist; expected a \.onnx or \.safetensors file, or one of stu"):
+    with pytest.raises(ModelFileError, match=r"does not exist; expected a \.onnx, \.plan or \.safetensors file"):
         resolve_model(tmp_path / "no.onnx")
     with pytest.raises(ModelFileError, match="is a folder"):
         resolve_model(tmp_path)
     with pytest.raises(ModelFileError, match="name too long"):
         resolve_model(tmp_path / ("x" * 300))
-    for suffix, message in ((".plan", "later version"), (".pt", re.escape("got '.pt'")), ("", "got 'no suffix'")):
+    for suffix, message in ((".plan", "has no manifest"), (".pt", re.escape("got '.pt'")), ("", "got 'no suffix'")):
         path = tmp_path / f"model{suffix}"
         path.write_bytes(b"x")
         with pytest.raises(ModelFileError, match=message):

@@ -1,0 +1,149 @@
+"""Build or find the compiled CUDA body `libmal_crf_cuda-<hash>.so` from cuda.cu, and call it on GPU memory.
+
+It needs nvcc to build, and a driver to run: torch refines with it on a GPU. TensorRT's plugin holds the same lines.
+"""
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from mal.errors import MalError, MissingPackageError, ShapeError, UsageError
+from mal.plugins.compile import Recipe, find_nvcc
+
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
+"""Compute capabilities x 10 that get machine code: T4, A100, RTX 30, Orin, RTX 40, H100, B200, RTX 50.
+Newer chips compile the PTX of the last two when they load the library (the H100's and the B200's code is of no use to
+an RTX 50, nor the reverse)."""
+
+MOST_COLUMNS = 1024
+"""Widest crop that the kernel takes."""
+
+_FOLDER = Path(__file__).parent
+
+
+def build_cuda(cuda_architectures: Sequence[int] | None = None, folder: Path | None = None) -> Path:
+    """Compile the CUDA body, unless the cache holds it already.
+
+    Args:
+        cuda_architectures: compute capabilities x 10; None: those of `ARCHITECTURES` that this nvcc knows.
+        folder: where to keep it; None: the user's cache.
+
+    Raises:
+        MissingPackageError: no nvcc, or it failed.
+        UsageError: an architecture that this nvcc cannot compile for, or none.
+    """
+    return _recipe(cuda_architectures).build(folder)
+
+
+def find_cuda() -> Path | None:
+    """The CUDA body for all chips, if the cache holds it. Compiles nothing."""
+    try:
+        path = _recipe(None).path()
+    except MissingPackageError:  # no nvcc here; a library that was built elsewhere is not looked for
+        return None
+    return path if path.is_file() else None
+
+
+def available() -> bool:
+    """Whether the CUDA body has been built and loads."""
+    try:
+        _library()
+    except MissingPackageError:
+        return False
+    return True
+
+
+def refine_on_gpu(
+    logits: int, guide: int, guide_half: bool, inside: int, inside_batch: int, out: int,
+    shape: tuple[int, ...], iterations: int, zeta: float, stream: int,
+) -> None:  # fmt: skip
+    """Enqueue a refinement on the current device.
+
+    Args:
+        logits, guide, inside, out: addresses of contiguous memory of the device: (B, 1, h, w) float32, (B, 3, h, w)
+            float32 or float16, (inside_batch, 1, h, w) float32, (B, 1, h, w) float32. `out` overlaps nothing.
+        guide_half: guide is float16.
+        inside_batch: 1 or B.
+        shape: (B, 1, h, w).
+        iterations, zeta: as `reference.crf_refine`.
+        stream: address of the CUDA stream.
+
+    Raises:
+        ShapeError: wider than 1,024 columns.
+        MissingPackageError: the library is not built, or does not load.
+        MalError: CUDA refused the launch.
+    """
+    batch, _, height, width = shape
+    if width > MOST_COLUMNS:
+        raise ShapeError(f"the CUDA kernel refines crops of at most {MOST_COLUMNS} columns, got {width}")
+    code = _library().mal_crf_refine_cuda(
+        logits, guide, guide_half, inside, inside_batch, out, batch, height, width, iterations, zeta, stream
+    )
+    if code:
+        raise MalError(f"the CUDA kernel of CRF refinement failed on {shape}: cudaError {code}")
+
+
+def load_cuda(path: Path) -> ctypes.CDLL:
+    """Load a built CUDA body and say what its function takes."""
+    library = ctypes.CDLL(str(path))
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    library.mal_crf_refine_cuda.argtypes = [
+        pointer, pointer, integer, pointer, integer, pointer, integer, integer, integer, integer, ctypes.c_float,
+        pointer,
+    ]  # fmt: skip
+    library.mal_crf_refine_cuda.restype = ctypes.c_int
+    return library
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = find_cuda()
+    if path is None:
+        raise MissingPackageError("the CUDA kernel of CRF refinement is not built: run `mal plugins build`")
+    try:
+        return load_cuda(path)
+    except OSError as error:
+        raise MissingPackageError(f"cannot load {path}: {error}; remove it and run `mal plugins build`") from None
+
+
+def _recipe(cuda_architectures: Sequence[int] | None) -> Recipe:
+    nvcc = find_nvcc()
+    command = (
+        nvcc, "-O3", "-std=c++17", "-cudart", "static", "--threads", "0", *machine_code(nvcc, cuda_architectures),
+        "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xlinker", "--strip-all",
+    )  # fmt: skip
+    if host := os.environ.get("CXX"):
+        command += ("-ccbin", host)
+    return Recipe("mal_crf_cuda", command, (_FOLDER / "cuda.cu",), (_FOLDER / "crf_refine.cuh",))
+
+
+def machine_code(nvcc: str, wanted: Sequence[int] | None) -> list[str]:
+    """Flags of nvcc for compute capabilities x 10; None: those of `ARCHITECTURES` that it knows.
+
+    Raises:
+        UsageError: one that this nvcc cannot compile for, or none.
+    """
+    known = _known(nvcc)
+    if wanted is None:
+        chosen = [number for number in ARCHITECTURES if number in known]
+    else:
+        chosen = sorted(set(wanted))
+        if unknown := [number for number in chosen if number not in known]:
+            raise UsageError(f"{nvcc} compiles for {', '.join(map(str, known))}, not for {unknown[0]}")
+    if not chosen:
+        raise UsageError(f"no architecture to compile for; expected some of {', '.join(map(str, known))}")
+    words: list[str] = []
+    for number in chosen:
+        code = f"[sm_{number},compute_{number}]" if number in chosen[-2:] else f"sm_{number}"
+        words += ["-gencode", f"arch=compute_{number},code={code}"]
+    return words
+
+
+@cache
+def _known(nvcc: str) -> tuple[int, ...]:
+    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False)
+    names = [line.strip().removeprefix("compute_") for line in done.stdout.splitlines()]
+    return tuple(sorted(int(name) for name in names if name.isdigit()))
