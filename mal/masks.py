@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.boxes import pixel_window
+from mal.boxes import expand, pixel_window
 from mal.errors import InputError, ShapeError
 from mal.images import MAX_PIXELS
 
@@ -33,12 +33,17 @@ class BoxMask(NamedTuple):
 
 
 def mask_from_logits(logits: NDArray[np.float32], box: NDArray[np.float64], expansion: float) -> BoxMask:
+    """`mask_in_crop` of a crop as `mal.crops` defines it: the box grown by the model's expansion."""
+    return mask_in_crop(logits, box, expand(box[None], expansion)[0])
+
+
+def mask_in_crop(logits: NDArray[np.float32], box: NDArray[np.float64], crop: NDArray[np.float64]) -> BoxMask:
     """Decide each pixel of one box: bilinear sample of the logits > 0.
 
     Args:
         logits: (h, w) float32 over the crop, zero = boundary.
         box: (4,) clipped box in image pixels.
-        expansion: the model's; the crop is `boxes.expand(box, expansion)`.
+        crop: (4,) the rectangle in image pixels that the network saw.
 
     Returns:
         The pixels of `boxes.pixel_window(box)`. NaN logits count as background.
@@ -47,8 +52,8 @@ def mask_from_logits(logits: NDArray[np.float32], box: NDArray[np.float64], expa
     """
     x0, y0, x1, y1 = pixel_window(box)
     rows, cols = logits.shape
-    above, down = _samples(box[1], box[3], y0, y1, rows, expansion)
-    left, across = _samples(box[0], box[2], x0, x1, cols, expansion)
+    above, down = _samples(crop[1], crop[3], y0, y1, rows)
+    left, across = _samples(crop[0], crop[2], x0, x1, cols)
     # Rows first; then columns on the transposed map, so that every step runs along memory and the
     # result lies column-major.
     strips = np.ascontiguousarray(_lerp(logits, above, down).T)
@@ -66,15 +71,13 @@ def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], e
 
 
 def _samples(
-    low: float, high: float, start: int, stop: int, length: int, expansion: float
+    low: float, high: float, start: int, stop: int, length: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Where pixel centres start..stop fall on a map of `length` cells that covers the grown side low..high.
+    """Where pixel centres start..stop fall on a map of `length` cells that covers the crop's side low..high.
 
     Returns the lower cell and the weight of the next one, clamped at the map's border.
     """
-    side = (high - low) * (1 + expansion)
-    origin = (low + high - side) / 2
-    at = (np.arange(start, stop) + (0.5 - origin)) * (length / side) - 0.5
+    at = (np.arange(start, stop) + (0.5 - low)) * (length / (high - low)) - 0.5
     at = np.clip(at, 0, length - 1)
     cell = np.minimum(at.astype(np.intp), max(length - 2, 0))
     return cell, (at - cell).astype(np.float32)

@@ -1,0 +1,88 @@
+/*
+The two halves of a mask, before and after nvinfer. All of it works on metadata and floats: no CUDA, no pad.
+
+before()  saves an object's rectangle and writes the one that the network shall see (or an empty one, so that nvinfer
+          passes over it: its track has a fresh mask, or the box has no area in the frame)
+after()   restores it, and fills mask_params from this object's logits
+
+What is saved travels with the object as user metadata: a buffer that is dropped in between takes it along.
+*/
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "geometry.h"
+#include "gstnvdsmeta.h"
+#include "mal_masks.h"
+#include "nvbufsurface.h"
+
+namespace mal::deepstream {
+
+// The crop's pixels: `exact` as the model was trained, cut by our own code in nvdspreprocess; `clipped` cut by nvinfer.
+enum class Crop { exact, clipped };
+
+struct Settings {
+    unsigned gie_id = 0;             // of our nvinfer
+    int on_gie_id = -1;              // objects of this detector only; -1: all
+    std::vector<int> on_class_ids;   // objects of these classes only; empty: all
+    double expansion = 0;            // the model's
+    Crop crop = Crop::exact;
+    unsigned longest_side = 0;       // most cells along a mask's longer side; 0: one a pixel
+    unsigned every = 1;              // a tracked object gets a new mask every so many frames
+    bool polygons = false;           // attach MalMaskMeta
+};
+
+// What before() leaves on an object for nvdspreprocess and for after().
+struct Saved {
+    enum class Plan { infer, reuse, nothing } plan;
+    unsigned gie_id;
+    float left, top, width, height;  // rect_params as they came
+    Box visible, crop;
+};
+
+// Of this object, by our nvinfer's id; nullptr where before() left none.
+NvDsUserMeta* find_saved(const NvDsObjectMeta& object, unsigned gie_id);
+
+class MaskProbe {
+public:
+    explicit MaskProbe(Settings settings);
+
+    // Call on nvinfer's sink pad; surfaces by the frames' batch_id.
+    void before(NvDsBatchMeta* batch, const NvBufSurface& surface);
+    // Call on nvinfer's src pad. One thread may call before() while another calls after().
+    void after(NvDsBatchMeta* batch);
+
+    MalMaskMetrics metrics() const;
+
+private:
+    struct Made {
+        Mask mask;
+        float score;
+    };
+    struct Track {
+        int sent;              // number of the frame whose crop went to nvinfer
+        std::uint64_t used;    // batch that asked for it last
+        std::shared_ptr<const Made> made;
+    };
+    using Key = std::pair<unsigned, std::uint64_t>;  // source, tracker id
+
+    bool wants(const NvDsObjectMeta& object) const;
+    bool is_tracked(const NvDsObjectMeta& object) const;
+    Saved plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface);
+    void finish(NvDsBatchMeta* batch, const NvDsFrameMeta& frame, NvDsObjectMeta* object, const Saved& saved,
+                const std::map<const NvDsObjectMeta*, const NvDsUserMeta*>& on_rois);
+    void forget_old_tracks();
+
+    const Settings settings_;
+    mutable std::mutex mutex_;  // of what follows
+    std::map<Key, Track> tracks_;
+    std::uint64_t batches_ = 0;
+    MalMaskMetrics metrics_{};
+};
+
+}  // namespace mal::deepstream
