@@ -12,13 +12,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.boxes import expand, pixel_window
+from mal.boxes import pixel_window
 from mal.errors import InputError, ShapeError
 from mal.images import MAX_PIXELS
 
 _DECIDED_AT_ONCE = 2**16
 _ENCODED_AT_ONCE = 2**18
 # Pixels in work at once: enough to share NumPy's overhead, few enough for the cache (float32 here, bool there).
+
+Span = tuple[float, float]
+"""Where a side of the crop begins in the image, and how long it is."""
 
 
 class BoxMask(NamedTuple):
@@ -33,27 +36,37 @@ class BoxMask(NamedTuple):
 
 
 def mask_from_logits(logits: NDArray[np.float32], box: NDArray[np.float64], expansion: float) -> BoxMask:
-    """`mask_in_crop` of a crop as `mal.crops` defines it: the box grown by the model's expansion."""
-    return mask_in_crop(logits, box, expand(box[None], expansion)[0])
-
-
-def mask_in_crop(logits: NDArray[np.float32], box: NDArray[np.float64], crop: NDArray[np.float64]) -> BoxMask:
     """Decide each pixel of one box: bilinear sample of the logits > 0.
 
     Args:
         logits: (h, w) float32 over the crop, zero = boundary.
         box: (4,) clipped box in image pixels.
-        crop: (4,) the rectangle in image pixels that the network saw.
+        expansion: the model's; the crop is `boxes.expand(box, expansion)`.
 
     Returns:
         The pixels of `boxes.pixel_window(box)`. NaN logits count as background.
 
     Source: design, fixed arithmetic ("decision"): half-pixel convention, sampled at pixel centres.
     """
+    return _decide(logits, box, _grown(box[0], box[2], expansion), _grown(box[1], box[3], expansion))
+
+
+def mask_in_crop(logits: NDArray[np.float32], box: NDArray[np.float64], crop: NDArray[np.float64]) -> BoxMask:
+    """`mask_from_logits` of a crop that is not the box grown, such as nvinfer's.
+
+    Args:
+        logits, box: as there.
+        crop: (4,) x0, y0, x1, y1 in image pixels: what the network saw.
+    """
+    x0, y0, x1, y1 = crop.tolist()
+    return _decide(logits, box, (x0, x1 - x0), (y0, y1 - y0))
+
+
+def _decide(logits: NDArray[np.float32], box: NDArray[np.float64], across_crop: Span, down_crop: Span) -> BoxMask:
     x0, y0, x1, y1 = pixel_window(box)
     rows, cols = logits.shape
-    above, down = _samples(crop[1], crop[3], y0, y1, rows)
-    left, across = _samples(crop[0], crop[2], x0, x1, cols)
+    above, down = _samples(down_crop, y0, y1, rows)
+    left, across = _samples(across_crop, x0, x1, cols)
     # Rows first; then columns on the transposed map, so that every step runs along memory and the
     # result lies column-major.
     strips = np.ascontiguousarray(_lerp(logits, above, down).T)
@@ -70,14 +83,19 @@ def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], e
     return [mask_from_logits(logit, box, expansion) for logit, box in zip(logits, boxes, strict=True)]
 
 
-def _samples(
-    low: float, high: float, start: int, stop: int, length: int
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Where pixel centres start..stop fall on a map of `length` cells that covers the crop's side low..high.
+def _grown(low: float, high: float, expansion: float) -> Span:
+    """The crop's side over the box's side low..high."""
+    side = (high - low) * (1 + expansion)
+    return (low + high - side) / 2, side
+
+
+def _samples(span: Span, start: int, stop: int, length: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Where pixel centres start..stop fall on a map of `length` cells that covers a side of the crop.
 
     Returns the lower cell and the weight of the next one, clamped at the map's border.
     """
-    at = (np.arange(start, stop) + (0.5 - low)) * (length / (high - low)) - 0.5
+    origin, side = span
+    at = (np.arange(start, stop) + (0.5 - origin)) * (length / side) - 0.5
     at = np.clip(at, 0, length - 1)
     cell = np.minimum(at.astype(np.intp), max(length - 2, 0))
     return cell, (at - cell).astype(np.float32)

@@ -81,7 +81,7 @@ int main(int count, char** words) {
             Waiting& first = queue.front();
             probe.after(first.batch->meta());
             for (const Expected& each : first.expected) {
-                CHECK(!std::memcmp(&each.object->rect_params, &each.rect, sizeof each.rect));
+                CHECK(!std::memcmp(&each.object->rect_params, &each.rect, 4 * sizeof(float)));  // left to height
                 CHECK(!mal::deepstream::find_saved(*each.object, kGie));
                 const NvOSD_MaskParams& mask = each.object->mask_params;
                 if (!mask.data || mask.data == each.data) continue;

@@ -1,0 +1,50 @@
+"""Both probes over many objects under the sanitizers, and under valgrind. MAL_SOAK_OBJECTS is the size: `make soak`."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from sdk import CORE, FAKE, HERE, build_program
+
+OBJECTS = int(os.environ.get("MAL_SOAK_OBJECTS", "3000"))
+SOURCES = [*CORE, FAKE, HERE / "soak.cpp"]
+
+
+def _run(*command: str) -> dict[str, int]:
+    environment = {**os.environ, "G_SLICE": "always-malloc"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    return build_program(tmp_path_factory.mktemp("soak") / "soak", SOURCES, *flags)
+
+
+@pytest.mark.parametrize("results", ["objects", "rois"])
+def test_nothing_leaks_and_every_object_is_accounted_for(sanitized: Path, results: str) -> None:
+    counts = _run(str(sanitized), str(OBJECTS), results)
+    print(counts)
+    assert counts["objects"] >= OBJECTS
+    for kind in ("masks", "reused", "misses", "unusable", "foreign"):
+        assert counts[kind] > 0, kind
+    assert counts["wanted"] == counts["objects"] - counts["foreign"]
+    done = sum(counts[kind] for kind in ("masks", "reused", "misses", "unusable"))
+    if counts["dropped_buffers"]:
+        assert done < counts["wanted"]
+    else:
+        assert done == counts["wanted"]
+
+
+@pytest.mark.slow
+def test_valgrind_finds_nothing(tmp_path: Path) -> None:
+    if not shutil.which("valgrind"):
+        pytest.skip("needs valgrind: apt install valgrind")
+    program = build_program(tmp_path / "soak", SOURCES)
+    counts = _run("valgrind", "-q", "--error-exitcode=9", "--leak-check=full", str(program), str(OBJECTS // 10))
+    assert counts["masks"] > 0
