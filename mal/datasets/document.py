@@ -1,15 +1,12 @@
 """A JSON document on disk, read by position: never more of it in memory than was asked for."""
 
-import gzip
 import hashlib
 import os
-import shutil
-import tempfile
 import weakref
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from mal.datasets.packing import is_packed, unpack
 from mal.errors import BoxFileError
 
 _CHUNK = 1 << 20
@@ -56,34 +53,23 @@ class Document:
 
 
 def open_document(path: Path) -> Document:
-    """Open a JSON file; gzip is unpacked into a temporary file.
+    """Open a JSON file; gzip and zstd are unpacked into a temporary file.
 
     Raises:
-        BoxFileError: no such file, no permission, empty, or in an encoding other than UTF-8.
+        BoxFileError: no such file, no permission, empty, badly packed, or in an encoding other than UTF-8.
+        MissingPackageError: zstd, and its package is not installed.
     """
     try:
         with path.open("rb") as file:
             document = Document(file, str(path))
-            if document.read(0, 2) == b"\x1f\x8b":
-                document = _unpack(file, document.name)
+            if is_packed(document.read(0, 4)):
+                with unpack(file, str(path)) as unpacked:
+                    document = Document(unpacked, str(path))
     except OSError as error:
         raise BoxFileError(f"cannot read boxes {path}: {error.strerror or error}") from None
     head = document.read(0, 4)
     if not head:
         raise BoxFileError(f"{path} is empty; expected a COCO JSON object with images and annotations")
-    if head == b"\x28\xb5\x2f\xfd":
-        raise BoxFileError(f"{path} is compressed with zstd; unpack it first: zstd -d {path.name}")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
         raise BoxFileError(f"{path} is not UTF-8 (it looks like UTF-16 or UTF-32); JSON files must be UTF-8")
     return document
-
-
-def _unpack(file: BinaryIO, name: str) -> Document:
-    with tempfile.TemporaryFile() as unpacked:
-        try:
-            with gzip.GzipFile(fileobj=file) as packed:
-                shutil.copyfileobj(packed, unpacked, _CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BoxFileError(f"{name} is a damaged gzip file: {error}") from None
-        unpacked.flush()
-        return Document(unpacked, name)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.datasets import BoxFile, open_boxes
+from mal.datasets.packing import check_packing, packed, packing_suffix
 from mal.errors import Interrupted, MalError, OutputError, UsageError
 from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
@@ -59,7 +60,8 @@ def label_dataset(
         model: model file or name of a shipped student.
         images: image folder, tar files or address (see `mal.sources`); None: `images/` beside the boxes, else the
             boxes' folder.
-        output: file to write; None: `<boxes>.masks.json`, beside the boxes.
+        output: file to write, packed if it ends in .gz or .zst; None: `<boxes>.masks.json`, beside the boxes and packed
+            like them.
         device: as in `open_session`.
         batch: crops a call, or "auto".
         workers: host threads; None: one for each processor.
@@ -226,7 +228,8 @@ def _refuse(boxes: BoxFile, row: int, reason: str) -> None:
 
 def _default_output(boxes: Path) -> Path:
     if not os.path.isdir(boxes):  # unlike Path's, never an error: `open_boxes` will say what is wrong
-        return boxes.with_suffix(".masks.json")
+        packing = packing_suffix(boxes)
+        return boxes.with_name(boxes.name.removesuffix(packing)).with_suffix(f".masks.json{packing}")
     # A dot in a folder's name starts no suffix; and `.` has a name only where it stands.
     folder = boxes if boxes.name not in ("", "..") else boxes.resolve()
     return folder.parent / f"{folder.name}.masks.json"
@@ -234,6 +237,7 @@ def _default_output(boxes: Path) -> Path:
 
 def _check(boxes: Path, output: Path) -> None:
     """Raise for what can be told before anything is read."""
+    check_packing(output)
     with writing(output):
         if not output.parent.is_dir():
             raise OutputError(f"cannot write {output}: folder {output.parent} does not exist")
@@ -266,8 +270,8 @@ def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, A
 
 
 def _write_masks(boxes: BoxFile, results: Results, output: Path, journal: Journal) -> None:
-    with writing(output), whole_file(output, journal.folder / "merged.json") as file:
-        boxes.write(file, KEYS, results)
+    with writing(output), whole_file(output, journal.folder / "merged.json") as file, packed(output, file) as stream:
+        boxes.write(stream, KEYS, results)
 
 
 def _write_skipped(boxes: BoxFile, results: Results, output: Path, on_error: str) -> Counter[str]:

@@ -61,7 +61,7 @@ def test_a_name_that_the_system_refuses(tmp_path: Path) -> None:
         (b'{"images": [}, "annotations": []}', "broken JSON at byte 12"),
         ('{"images": [], "annotations": []}'.encode("utf-16"), "is not UTF-8"),
         ('{"images": [], "annotations": []}'.encode("utf-16-le"), "is not UTF-8"),
-        (b"\x28\xb5\x2f\xfd" + bytes(20), "zstd -d boxes.json"),
+        (b"\x28\xb5\x2f\xfd" + bytes(20), "damaged zstd"),
         (gzip.compress(TEXT)[:-20], "damaged gzip"),
         (gzip.compress(b""), "is empty"),
         (b'{"images": [], "annotations": [' + b"[" * 200_000, "nested too deeply"),

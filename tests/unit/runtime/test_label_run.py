@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mal.datasets import packing
 from mal.errors import ImageError, Interrupted, JournalError, MalError, OutputError, UsageError
 from mal.masks import decode
 from mal.runtime import label as label_module
@@ -386,3 +387,18 @@ def test_labelling_imports_neither_torch_nor_what_only_a_terminal_needs() -> Non
         "print(sorted({'torch', 'rich', 'onnx', 'matplotlib', 'scipy', 'pycocotools'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_packed_in_and_out(dataset: Path, model: Path, suffix: str) -> None:
+    """The same masks whatever the packing; the default output is packed like the input."""
+    pytest.importorskip("zstandard", reason="needs zstandard, the extra `zstd`")
+    plain = label_dataset(dataset, model=model).output.read_bytes()
+    boxes = dataset.with_name(f"boxes.json{suffix}")
+    with boxes.open("wb") as stream, packing.packed(boxes, stream) as packed:
+        packed.write(dataset.read_bytes())
+    report = label_dataset(boxes, model=model)
+    assert report.output == dataset.with_name(f"boxes.masks.json{suffix}")
+    with report.output.open("rb") as stream, packing.unpack(stream, "masks") as unpacked:
+        unpacked.seek(0)
+        assert unpacked.read() == plain
