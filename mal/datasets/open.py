@@ -16,7 +16,8 @@ def open_boxes(path: Path, images: Address | None = None) -> BoxFile:
 
     Args:
         path: COCO or LVIS: a JSON file, plain or packed (gzip, zstd). YOLO: the data set's YAML, or a folder with it
-            or with `images/` and `labels/`. VOC: a folder with `Annotations/` and `JPEGImages/`, a folder of XML files or one.
+            or with `images/` and `labels/`. VOC: a folder with `Annotations/` and `JPEGImages/`, a folder of XML
+            files or one.
         images: folder, tar files or address where file names start (see `mal.sources`); default `images/` beside
             the JSON, else the JSON's folder; the other formats know their own.
 
