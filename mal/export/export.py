@@ -23,7 +23,6 @@ _SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".plan"}
 _BUILDER = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _LATER = {
     "deepstream": "write ONNX and give it to nvinfer",
-    "triton": "write ONNX and give it to Triton's ONNX Runtime backend",
 }
 
 
@@ -79,9 +78,11 @@ def export_model(
             the shipped one; None: the shipped one.
         precision: "fp32" or "fp16".
         refine: CRF iterations in the graph, 0 none; None: the model's own constant.
-        target: "onnx", "tensorrt" or "tensorrt-rtx"; None: "tensorrt" if it imports and sees a GPU, else "onnx".
-        output: file to write; None: model.onnx or model.plan. The manifest goes to `output` + ".json". An engine
-            leaves the ONNX it was built from beside it, with a manifest of its own, and the plugin it needs.
+        target: "onnx", "tensorrt", "tensorrt-rtx" or "triton"; None: "tensorrt" if it imports and sees a GPU, else
+            "onnx".
+        output: file to write, for triton a folder; None: model.onnx, model.plan, triton. The manifest goes to
+            `output` + ".json". An engine leaves the ONNX it was built from beside it, with a manifest of its own, and
+            the plugin it needs.
         engine: how an engine is built; None: the defaults.
 
     Raises:
@@ -94,6 +95,10 @@ def export_model(
         OutputError: the output cannot be written.
         ModuleNotFoundError: torch, onnx or onnxruntime is not installed (`mal` names the extra).
     """
+    if target == "triton":
+        from mal.export.triton import export_triton
+
+        return export_triton(source, precision=precision, refine=refine, output=output)
     target = target or _default_target(output)
     path = output or Path("model").with_suffix(_SUFFIX.get(target, ".onnx"))
     _check_wishes(precision, refine, target, path)
@@ -235,7 +240,7 @@ def _check_wishes(precision: str, refine: int | None, target: str, path: Path) -
     if target in _LATER:
         raise UsageError(f"--target {target} comes with a later version; {_LATER[target]}")
     if target not in _SUFFIX:
-        raise UsageError(f"unknown target {target!r}; expected {' or '.join(_SUFFIX)}")
+        raise UsageError(f"unknown target {target!r}; expected {', '.join(_SUFFIX)} or triton")
     if precision not in ("fp32", "fp16"):
         raise UsageError(f"--{precision} comes with a later version; expected --fp16, or nothing for FP32")
     if refine is not None and refine < 0:

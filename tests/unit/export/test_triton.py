@@ -1,0 +1,225 @@
+"""The model repository: Triton's own schema reads it, `mal_label` answers like `MaskLabeler`."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf import text_format
+from triton_parts import Request, load_model, server
+
+import mal
+from mal.errors import ModelFileError, OutputError, UsageError
+from mal.export.export import export_model
+from mal.export.triton import pbtxt, write_repository
+from mal.masks import decode
+
+ROOT = Path(__file__).resolve().parents[3]
+STUDENT = Path(str(resources.files("mal"))) / "models" / "student.onnx"
+PHOTO = STUDENT.parent / "photos" / "chelsea.jpg"
+BOXES = np.array([[110, 30, 400, 290], [-20, 100, 80, 380], [500, 10, 600, 90], [30, 30, 30, 60]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository")
+    write_repository(folder, STUDENT)
+    return folder
+
+
+class Network:
+    """`mal_student` by ONNX Runtime, in the shapes that its configuration promises."""
+
+    def __init__(self, repository: Path) -> None:
+        self._session = onnxruntime.InferenceSession(repository / "mal_student/1/model.onnx")
+        self.batches: list[int] = []
+
+    def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        self.batches.append(len(crops))
+        logits, score = self._session.run(["logits", "score"], {"crops": crops})
+        return {"logits": logits, "score": score[:, None]}
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(PHOTO)), cv2.COLOR_BGR2RGB)
+
+
+def read_config(repository: Path, model: str) -> Any:
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def ask(model: Any, *requests: Request) -> list[Any]:
+    return asyncio.run(model.execute(requests))
+
+
+def test_the_networks_configuration_says_what_the_onnx_file_says(repository: Path) -> None:
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    config = read_config(repository, "mal_student")
+    assert (config.name, config.backend, config.max_batch_size) == ("mal_student", "onnxruntime", 64)
+    session = onnxruntime.InferenceSession(repository / "mal_student/1/model.onnx")
+    for mine, real in ((config.input, session.get_inputs()), (config.output, session.get_outputs())):
+        assert [tensor.name for tensor in mine] == [value.name for value in real]
+        for tensor, value in zip(mine, real, strict=True):
+            assert tensor.data_type == pb.TYPE_FP32
+            given = list(tensor.reshape.shape) if tensor.HasField("reshape") else list(tensor.dims)
+            assert given == value.shape[1:]
+            assert list(tensor.dims)  # Triton takes no tensor without dimensions
+    assert config.HasField("dynamic_batching")
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    assert [group.kind for group in config.instance_group] == [pb.ModelInstanceGroup.KIND_AUTO]
+    assert [warm.batch_size for warm in config.model_warmup] == [1, 64]
+    for warm in config.model_warmup:
+        assert list(warm.inputs["crops"].dims) == list(config.input[0].dims)
+
+
+def test_the_constants_travel_with_mal_label(repository: Path) -> None:
+    config = read_config(repository, "mal_label")
+    assert (config.backend, config.max_batch_size) == ("python", 0)
+    found = {key: value.string_value for key, value in config.parameters.items()}
+    with mal.MaskLabeler(STUDENT, "cpu") as labeler:
+        assert mal.config.ModelConstants.from_metadata(found, "it") == labeler.constants
+
+
+@pytest.mark.parametrize("repeat", [0, 1, 40])
+def test_mal_label_answers_like_the_labeler(repository: Path, image: np.ndarray, repeat: int) -> None:
+    network = Network(repository)
+    model = load_model(repository, network)
+    boxes = np.tile(BOXES, (repeat, 1))
+    (response,) = ask(model, Request(image=image, boxes=boxes))
+    assert not response.has_error()
+    rle, scores, flags = (tensor.as_numpy() for tensor in response.tensors)
+    assert [tensor.name() for tensor in response.tensors] == ["rle", "scores", "flags"]
+    assert (rle.dtype, scores.dtype, flags.dtype) == (np.object_, np.float32, np.object_)
+    assert len(rle) == len(scores) == len(flags) == len(boxes)
+    assert network.batches == {0: [], 1: [2], 40: [64, 16]}[repeat]
+    with mal.MaskLabeler(STUDENT, "cpu", batch=64) as labeler:
+        expected = next(labeler.stream([(image, boxes)]))
+    differ = 0
+    for row, text in enumerate(rle):
+        mask = decode(text, *image.shape[:2]) if text else np.zeros(image.shape[:2], bool)
+        differ += int((mask != expected.masks[row]).sum())
+    print(f"{differ} pixels differ")
+    assert differ <= 1e-5 * image.shape[0] * image.shape[1] * len(boxes)
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+    assert [text.decode() for text in flags] == [",".join(words) for words in expected.flags]
+    assert [bool(text) for text in rle] == [True, True, False, False] * repeat
+
+
+def test_a_bad_request_is_its_own_error(repository: Path, image: np.ndarray) -> None:
+    model = load_model(repository, Network(repository))
+    bad = BOXES.copy()
+    bad[1, 2] = np.nan
+    good, failed = ask(model, Request(image=image, boxes=BOXES), Request(image=image, boxes=bad))
+    assert not good.has_error()
+    assert "not finite" in failed.error().message()
+
+
+def test_the_client_of_the_examples_gets_masks(repository: Path) -> None:
+    model = load_model(repository, Network(repository))
+    boxes = ["110,30,400,290", "500,10,600,90"]
+    with server(lambda request: ask(model, request)[0]) as address:
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples/triton/client.py", PHOTO, "--server", address, *boxes],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cat, nothing = map(json.loads, done.stdout.splitlines())
+    mask = decode(cat["segmentation"]["counts"].encode(), *cat["segmentation"]["size"])
+    assert 0.3 < mask[30:290, 110:400].mean() < 1
+    assert mask.sum() == mask[30:290, 110:400].sum()
+    assert (nothing["segmentation"], nothing["score"], nothing["flags"]) == (None, 0.0, "box outside the image")
+
+
+def engine(folder: Path, **changes: Any) -> Path:
+    """A file that claims to be an engine of the shipped student."""
+    shutil.copyfile(STUDENT, folder / "x.onnx")
+    (folder / "libplugin.so").write_bytes(b"library")
+    (folder / "x.plan").write_bytes(b"ftrt")
+    facts = {
+        "onnx": "x.onnx", "onnx_sha256": "", "tensorrt": "tensorrt 10.16", "profile": "1:32:48",
+        "plugin": "libplugin.so", "compute_capabilities": [90],
+    }  # fmt: skip
+    manifest = json.loads(STUDENT.with_name("student.onnx.json").read_text())
+    manifest |= {"engine": facts | changes, "target": "tensorrt", "sha256": hashlib.sha256(b"ftrt").hexdigest()}
+    (folder / "x.plan.json").write_text(json.dumps(manifest))
+    return folder / "x.plan"
+
+
+def test_an_engine_is_served_with_its_plugin(tmp_path: Path) -> None:
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    report = export_model(engine(tmp_path), target="triton", output=tmp_path / "out")
+    config = read_config(report.output, "mal_student")
+    assert (config.backend, config.max_batch_size) == ("tensorrt", 48)
+    assert list(config.dynamic_batching.preferred_batch_size) == [32]
+    assert config.instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
+    assert (report.output / "mal_student/1/model.plan").read_bytes() == b"ftrt"
+    assert (report.output / "mal_student/libplugin.so").read_bytes() == b"library"
+    assert "LD_PRELOAD=$PWD/mal_student/libplugin.so tritonserver" in (report.output / "README.md").read_text()
+    assert json.loads((tmp_path / "out.json").read_text())["target"] == "triton"
+    assert read_config(report.output, "mal_label").parameters["batch"].string_value == "48"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "error", "words"),
+    [
+        ({"tensorrt": "tensorrt_rtx 1.7"}, {}, ModelFileError, "Triton does not run"),
+        ({"profile": "48"}, {}, UsageError, "min:opt:max"),
+        ({"plugin": "gone.so"}, {}, ModelFileError, "needs gone.so beside it"),
+        ({"onnx": "gone.onnx"}, {}, ModelFileError, "needs gone.onnx beside it"),
+        ({}, {"refine": 2}, UsageError, "built already"),
+        ({}, {"output": "full"}, UsageError, "something in it"),
+        ({}, {"output": "x.onnx"}, UsageError, "is a file"),
+        ({}, {"output": "no/where"}, OutputError, "there is no folder"),
+    ],
+)
+def test_what_cannot_be_served_leaves_nothing_behind(
+    tmp_path: Path, changes: dict, options: dict, error: type[Exception], words: str
+) -> None:
+    plan = engine(tmp_path, **changes)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    options = {"output": "out"} | options
+    with pytest.raises(error, match=words):
+        export_model(plan, target="triton", **{**options, "output": tmp_path / options["output"]})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_model_is_exported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a source that needs exporting to the folder; the export itself has its own tests."""
+    from mal.export import triton
+
+    def fake(source: Any, **wishes: Any) -> Any:
+        assert (wishes["target"], wishes["refine"]) == ("onnx", 1)
+        shutil.copyfile(STUDENT, wishes["output"])
+        return triton.ExportReport(STUDENT, wishes["output"], {"bytes": 1, "constants": {}}, ())
+
+    monkeypatch.setattr(triton, "export_model", fake)
+    monkeypatch.chdir(tmp_path)
+    report = export_model("student", target="triton", refine=1)
+    assert report.output == Path("triton")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["triton", "triton.json"]
+    assert (tmp_path / "triton").stat().st_mode & 0o777 == 0o777 & ~0o022
+
+
+def test_text_form_escapes_what_protobuf_would_misread() -> None:
+    from tritonclient.grpc import model_config_pb2 as pb
+
+    hard = 'a "quoted" \\ line\nbreak \t é 日本 \x07'
+    text = pbtxt({"parameters": [{"key": hard, "value": {"string_value": hard}}]})
+    parsed = text_format.Parse(text, pb.ModelConfig())
+    assert dict(parsed.parameters.items())[hard].string_value == hard
