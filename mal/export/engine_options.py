@@ -74,7 +74,14 @@ def parse_chips(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def trtexec_line(onnx: Path, plan: Path, size: int, options: EngineOptions, plugin: Path | None) -> str:
+def trtexec_line(
+    onnx: Path,
+    plan: Path,
+    size: int,
+    options: EngineOptions,
+    plugin: Path | None,
+    registers_itself: bool = False,
+) -> str:
     """The command that builds this engine where TensorRT 10.9 or later is, in DeepStream's container too.
 
     Args:
@@ -83,13 +90,15 @@ def trtexec_line(onnx: Path, plan: Path, size: int, options: EngineOptions, plug
         size: of the crops, pixels.
         options: as for `build_engine`.
         plugin: library with our plugin; None: the model needs none.
+        registers_itself: that library does so when it is loaded, and lists no creators.
     """
     profile = options.profile
+    way = "static" if registers_itself else "dynamic"
     counts = (("min", profile.minimum), ("opt", profile.best), ("max", profile.maximum))
     words = [
         "trtexec", f"--onnx={onnx}", "--stronglyTyped",
         *(f"--{name}Shapes=crops:{count}x3x{size}x{size}" for name, count in counts),
-        *([f"--dynamicPlugins={plugin}"] if plugin else []),
+        *([f"--{way}Plugins={plugin}"] if plugin else []),
         *([f"--memPoolSize=workspace:{options.workspace_gb * 1e9 / 2**20:.0f}M"] if options.workspace_gb else []),
         *(["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []),
         f"--saveEngine={plan}",

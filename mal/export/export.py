@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 # What a target's file is called, and the module that builds its engine.
 _SUFFIX = {"onnx": ".onnx", "tensorrt": ".plan", "tensorrt-rtx": ".plan"}
 _BUILDER = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_LATER = {
-    "deepstream": "write ONNX and give it to nvinfer",
-}
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,9 @@ def export_model(
             the shipped one; None: the shipped one.
         precision: "fp32" or "fp16".
         refine: CRF iterations in the graph, 0 none; None: the model's own constant.
-        target: "onnx", "tensorrt", "tensorrt-rtx" or "triton"; None: "tensorrt" if it imports and sees a GPU, else
-            "onnx".
-        output: file to write, for triton a folder; None: model.onnx, model.plan, triton. The manifest goes to
+        target: "onnx", "tensorrt", "tensorrt-rtx", "deepstream" or "triton"; None: "tensorrt" if it imports and sees a
+            GPU, else "onnx".
+        output: file to write, for deepstream and triton a folder; None: model.onnx, model.plan, or the target's name. The manifest goes to
             `output` + ".json". An engine leaves the ONNX it was built from beside it, with a manifest of its own, and
             the plugin it needs.
         engine: how an engine is built; None: the defaults.
@@ -99,6 +96,10 @@ def export_model(
         from mal.export.triton import export_triton
 
         return export_triton(source, precision=precision, refine=refine, output=output)
+    if target == "deepstream":
+        from mal.export.deepstream import export_deepstream
+
+        return export_deepstream(source, precision=precision, refine=refine, output=output)
     target = target or _default_target(output)
     path = output or Path("model").with_suffix(_SUFFIX.get(target, ".onnx"))
     _check_wishes(precision, refine, target, path)
@@ -237,10 +238,8 @@ def find_source(source: Path | str | None) -> Path:
 
 
 def _check_wishes(precision: str, refine: int | None, target: str, path: Path) -> None:
-    if target in _LATER:
-        raise UsageError(f"--target {target} comes with a later version; {_LATER[target]}")
     if target not in _SUFFIX:
-        raise UsageError(f"unknown target {target!r}; expected {', '.join(_SUFFIX)} or triton")
+        raise UsageError(f"unknown target {target!r}; expected {', '.join(_SUFFIX)}, deepstream or triton")
     if precision not in ("fp32", "fp16"):
         raise UsageError(f"--{precision} comes with a later version; expected --fp16, or nothing for FP32")
     if refine is not None and refine < 0:
