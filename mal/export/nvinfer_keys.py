@@ -39,7 +39,8 @@ _KEYS = {
         "0 or 1": """output-tensor-meta disable-output-host-copy auto-inc-mem enable-dla warmup-engine
             dynamic-properties dump-input-tensor dump-output-tensor overwrite-input-tensor overwrite-output-tensor
             raw-output-file-write strongly-typed force-implicit-batch-dim maintain-aspect-ratio symmetric-padding
-            input-tensor-from-meta enable-dbscan crop-objects-to-roi-boundary classifier-async-mode output-instance-mask""",
+            input-tensor-from-meta enable-dbscan crop-objects-to-roi-boundary classifier-async-mode
+            output-instance-mask""",
         "a whole number": """gie-unique-id process-mode interval gpu-id secondary-reinfer-interval max-gpu-mem-per
             use-dla-core tensor-meta-pool-size batch-size stabilize-buffer-count network-mode workspace-size
             network-type model-color-format scaling-filter scaling-compute-hw network-input-order
