@@ -1,6 +1,6 @@
 """A folder that a DeepStream application takes as it is: model, configs, the plugin's sources, pipelines, README.
 
-DIR/model.onnx                          crops -> logits, score; its manifest beside it
+DIR/model.onnx                          crops -> logits, score
 DIR/config_infer_secondary_mal.txt      nvinfer and, in [mal], the probes
 DIR/config_preprocess_mal.txt           nvdspreprocess
 DIR/nvdsinfer_custom_impl_mal/          libnvdsinfer_mal.so, to be built by `make` in DIR on the target
@@ -36,7 +36,7 @@ def export_deepstream(
 
     Args:
         source, precision, refine: as for `export_model`.
-        output: folder to write, new or empty; None: deepstream.
+        output: folder to write, new or empty; None: deepstream. The manifest goes to `output` + ".json".
 
     Raises: as `export_model`, and
         UsageError: the folder is not empty.
@@ -49,9 +49,9 @@ def export_deepstream(
         manifest = {**report.manifest, "target": "deepstream"}
         with new_folder(path) as folder:
             (folder / onnx.name).write_bytes(onnx.read_bytes())
-            manifest_path(folder / onnx.name).write_bytes(dump(manifest))
             write_folder(folder, ModelConstants.model_validate(manifest["constants"]), precision)
             check_config(folder / CONFIG)
+            manifest_path(path).write_bytes(dump(manifest))
     return replace(report, output=path, manifest=manifest, hint=f"on the machine with DeepStream: make -C {path}")
 
 

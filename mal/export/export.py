@@ -77,9 +77,9 @@ def export_model(
         refine: CRF iterations in the graph, 0 none; None: the model's own constant.
         target: "onnx", "tensorrt", "tensorrt-rtx", "deepstream" or "triton"; None: "tensorrt" if it imports and sees a
             GPU, else "onnx".
-        output: file to write, for deepstream and triton a folder; None: model.onnx, model.plan, or the target's name. The manifest goes to
-            `output` + ".json". An engine leaves the ONNX it was built from beside it, with a manifest of its own, and
-            the plugin it needs.
+        output: file to write, for deepstream and triton a folder; None: model.onnx, model.plan, or the target's name.
+            The manifest goes to `output` + ".json". An engine leaves the ONNX it was built from beside it, with a
+            manifest of its own, and the plugin it needs.
         engine: how an engine is built; None: the defaults.
 
     Raises:
