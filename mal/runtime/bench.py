@@ -99,8 +99,8 @@ def run_bench(
         InputError: no box that can be labelled; else as `label_dataset`.
     """
     box_file = open_boxes(boxes or Path(str(resources.files("mal"))) / "models" / "photos" / "boxes.json", images)
-    size = batch_size(batch)
     with closing(open_session(model, device)) as session, tempfile.TemporaryDirectory() as folder:
+        size = batch_size(batch, session.auto_batch)
         sample = Path(folder) / "boxes.json"
         # A first look, which also warms the session up, says how many crops make a round.
         _write_sample(box_file, 2 * size, sample)

@@ -1,20 +1,22 @@
 """`mal doctor`: what is installed, what works, and the line that installs what is missing."""
 
-import shutil
-import subprocess
+import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 
 from mal.errors import MalError, MissingPackageError
 from mal.plugins.compile import find_compiler, find_nvcc
+from mal.plugins.crf_refine.cuda_library import find_cuda
 from mal.plugins.crf_refine.tensorrt_library import find_headers, find_plugin, header_version
 from mal.plugins.host_library import find_host
-from mal.runtime.machine import cpu_count, gpu_count
+from mal.runtime.machine import cpu_count, cuda_version, driver_version, gpu_count, gpus
 from mal.runtime.session import open_session, resolve_model
+from mal.runtime.tensorrt_package import EXTRAS, load_tensorrt
 from mal.runtime.versions import installed, versions
 
 PACKAGE = "mask-auto-labeler"
@@ -58,7 +60,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at everything; imports only what the session check really opens. Never raises."""
+    """Look at everything; imports what runs models, nothing that trains them. Never raises."""
     found = [_mal(), _onnxruntime(), _shipped_student()]
     found += [
         _package("torch", "train", "checkpoints (.safetensors), training"),
@@ -66,7 +68,7 @@ def diagnose() -> Diagnosis:
         _package("faster-coco-eval", "eval", "mask AP in `mal eval`"),
     ]
     found += [_gpu(), *_tensorrt(), _tool("C++ compiler", find_compiler), _tool("nvcc", find_nvcc)]
-    return Diagnosis([*found, _cpu_kernel(), _tensorrt_plugin(), _refinement()])
+    return Diagnosis([*found, _cpu_kernel(), _tensorrt_plugin(), _engines(found), _refinement()])
 
 
 def install_line(extra: str) -> str:
@@ -123,25 +125,50 @@ def _package(package: str, extra: str, purpose: str) -> Check:
 
 
 def _gpu() -> Check:
-    count = gpu_count()
-    if not count:
+    seen = gpus()
+    if not seen:
         return Check("GPU", "missing", "no CUDA driver sees one; labelling runs on the CPU")
-    listed = shutil.which("nvidia-smi")
-    names = ""
-    if listed:
-        query = [listed, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        try:
-            output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False).stdout
-            names = ": " + "; ".join(output.split("\n")).strip("; ")
-        except (OSError, subprocess.TimeoutExpired):
-            pass
-    return Check("GPU", "ok", f"{count}{names}", "" if installed("onnxruntime-gpu") else install_line("gpu"))
+    names = "; ".join(f"{gpu.name}, compute capability {gpu.compute_capability}" for gpu in seen)
+    found = f"{names}; driver {driver_version() or 'unknown'}, CUDA up to {cuda_version()}"
+    return Check("GPU", "ok", found, "" if installed("onnxruntime-gpu") else install_line("gpu"))
 
 
 def _tensorrt() -> list[Check]:
-    variants = {name: installed(name) for name in ("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")}
-    found = [Check(name, "ok", version) for name, version in variants.items() if version]
-    return found or [Check("TensorRT", "missing", "not installed: engines (.plan)", install_line("tensorrt-rtx"))]
+    """Which of the TensorRTs loads, and what for."""
+    found: list[Check] = []
+    for package, extra in EXTRAS.items():
+        name = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}[package]
+        if find_spec(package) is None:
+            found.append(Check(name, "missing", "not installed: engines (.plan)", install_line(extra)))
+            continue
+        try:
+            trt: Any = load_tensorrt(package)
+        except MissingPackageError as error:
+            found.append(Check(name, "broken", str(error).partition(": pip")[0], install_line(extra)))
+            continue
+        if not hasattr(trt, "ComputeCapability"):
+            detail = "builds engines for the GPU it sees" if gpu_count() else "builds engines where it sees a GPU"
+        else:
+            chips = [int(chip[2:]) for chip in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", chip)]
+            detail = f"builds engines for compute capability {', '.join(map(str, sorted(chips)))}, without a GPU too"
+            others = [gpu.name for gpu in gpus() if gpu.compute_capability not in chips]
+            detail += f"; not for {', '.join(others)} here" if others else ""
+        found.append(Check(name, "ok", f"{trt.__version__}: {detail}"))
+    return found
+
+
+def _engines(found: list[Check]) -> Check:
+    """Whether engines run here, and if not, the one thing to do next."""
+    name = "engines (.plan)"
+    states = {check.name: check for check in found}
+    if states["GPU"].state != "ok":
+        return Check(name, "missing", "run on a GPU only; TensorRT-RTX builds them without one")
+    if not any(states[library].state == "ok" for library in ("TensorRT", "TensorRT-RTX")):
+        return Check(name, "missing", "no TensorRT loads", states["TensorRT"].fix)
+    memory = installed("cuda-core")
+    if not memory:
+        return Check(name, "missing", "no cuda-core, for the memory of the GPU", install_line("tensorrt"))
+    return Check(name, "ok", f"run, with cuda-core {memory}; the plugin that one needs lies beside it")
 
 
 def _tool(name: str, find: Callable[[], str]) -> Check:
@@ -179,5 +206,7 @@ def _refinement() -> Check:
     bodies = ["ONNX Runtime: the function in the model"]
     if installed("torch"):
         on_cpu = "the kernel" if _cpu_kernel().state == "ok" else "torch operations"
-        bodies.append(f"training and the torch session: {on_cpu} on a CPU, torch operations on a GPU")
+        on_gpu = "the CUDA kernel" if find_cuda() else f"torch operations (the kernel after `{_BUILD}`)"
+        bodies.append(f"training and the torch session: {on_cpu} on a CPU, {on_gpu} on a GPU")
+    bodies.append("engines: the plugin")
     return Check("CRF refinement runs in", "ok", "; ".join(bodies))

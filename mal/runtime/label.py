@@ -96,7 +96,7 @@ def label_dataset(
     folder = output.with_name(output.name + ".journal")
     with closing(open_session(model, device, trust=trust)) as session, closing(open_journal(folder)) as journal:
         unfinished = {} if fresh else journal.read_key() or {}
-        size = batch_size(batch, unfinished.get("batch"))
+        size = batch_size(batch, unfinished.get("batch") or session.auto_batch)
         settings = {"format": format, "allow_outside": allow_outside}
         journal.start(_run_key(box_file, session, size, settings), fresh)
         pipeline = Pipeline(

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mal.boxes import as_boxes, usable
 from mal.config import ModelConstants
-from mal.errors import ShapeError
+from mal.errors import ShapeError, UsageError
 from mal.images import Picture
 from mal.masks import BoxMask
 from mal.plugins.pixels import pixels
@@ -65,7 +65,10 @@ class MaskLabeler:
     ) -> None:
         self._session = open_session(model, device, trust=trust)
         self._pipeline = Pipeline(
-            self._session, batch=batch_size(batch), workers=workers or cpu_count(), stages=Stages()
+            self._session,
+            batch=batch_size(batch, self._session.auto_batch),
+            workers=workers or cpu_count(),
+            stages=Stages(),
         )
 
     @property
@@ -123,6 +126,26 @@ class MaskLabeler:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+    def run_on_device(self, crops: object) -> tuple[Any, Any]:
+        """The network alone, from GPU memory to GPU memory without a copy, for applications that cut their own crops.
+
+        Args:
+            crops: contiguous float32 (B, 3, S, S), RGB 0..255, by DLPack or __cuda_array_interface__: of torch, CuPy,
+                Numba, PyCUDA. How a crop is cut: `mal.crops`.
+
+        Returns:
+            logits (B, h, w) float32, zero = boundary, and scores (B,) float32, on the same GPU, complete; with
+            __cuda_array_interface__ (from a .plan) or as torch tensors (from a .safetensors).
+
+        Raises:
+            UsageError: this model's backend has no such door, or B is outside the engine's profile.
+            ShapeError: another kind of array.
+        """
+        run = getattr(self._session, "run_on_device", None)
+        if run is None:
+            raise UsageError(f"{self.backend} takes arrays of the host; a .plan or a .safetensors takes those of a GPU")
+        return run(crops)
 
     def close(self) -> None:
         """Give memory and device back."""

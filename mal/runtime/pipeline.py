@@ -18,27 +18,24 @@ from numpy.typing import NDArray
 from mal.errors import MalError, UsageError
 from mal.runtime.batches import Batch, BatchCutter
 from mal.runtime.objects import Piece, Prepared, prepare
-from mal.runtime.session import Session
+from mal.runtime.session import CPU_BATCH, Session
 from mal.runtime.stages import Stages
 
 T = TypeVar("T")
 Floats = NDArray[np.float32]
 
-# On a CPU small batches stay in the caches: MobileNetV2 at 192 x 192 took 5.3, 5.4 and 6.2 processor ms a crop in
-# batches of 8, 16 and 32 (2 cores of a Xeon, ONNX Runtime 1.31).
-AUTO_BATCH = 16
 MAX_BATCH = 1024  # 1.8 GB of input buffers at 192 x 192
 DEFAULT_BUDGET = 1_000_000_000  # bytes of images and crops in flight
 BATCHES_AHEAD = 3  # prepared crops wait for the session, in batches
 PACKED_AHEAD = 2  # batches converted and ready: one runs next, one absorbs jitter
 
 
-def batch_size(batch: int | str, decided: int | None = None) -> int:
+def batch_size(batch: int | str, auto: int | None = None) -> int:
     """Crops a batch.
 
     Args:
         batch: a number, or "auto".
-        decided: what an unfinished run took for "auto".
+        auto: what "auto" means: what an unfinished run took for it, or what suits the session.
 
     Raises:
         UsageError: neither "auto" nor a number from 1 to 1024.
@@ -46,7 +43,7 @@ def batch_size(batch: int | str, decided: int | None = None) -> int:
     if isinstance(batch, int) and 1 <= batch <= MAX_BATCH:
         return batch
     if batch == "auto":
-        return decided or AUTO_BATCH
+        return auto or CPU_BATCH
     raise UsageError(f"batch {batch!r}: expected auto or a number from 1 to {MAX_BATCH}")
 
 
