@@ -20,7 +20,9 @@ check: .venv/everything
 
 # What only a GPU can show (docs/gpu-checks.md); without one it stops at once.
 gpu: .venv/everything
+	$(BIN)/mal plugins build
 	$(BIN)/python benchmarks/crf_gpu.py --json benchmarks/results/crf_gpu.json
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 	MAL_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
 format: .venv/everything

@@ -59,7 +59,10 @@ class Breaking:
 @pytest.fixture
 def break_session(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
     def use(at: int, what: Callable[[], object]) -> None:
-        monkeypatch.setattr(label_module, "open_session", lambda *words: Breaking(open_session(*words), at, what))
+        def opened(*words, **options) -> Breaking:
+            return Breaking(open_session(*words, **options), at, what)
+
+        monkeypatch.setattr(label_module, "open_session", opened)
 
     return use
 
