@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mal.errors import EXTRA_OF, Interrupted, MalError, MissingPackageError, UsageError, missing_package
+from mal.errors import EXTRA_OF, Interrupted, MalError, MissingPackageError, ParityError, UsageError, missing_package
 
 # typer carries its own copy of click and gives the base of its command-line errors no public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -122,6 +122,13 @@ def export(
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Half precision.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers; needs --calibrate.")] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", metavar="BOXES.json", help="Boxes to calibrate on, like your own.")
+    ] = None,
+    images: Images = None,
+    accept: Annotated[
+        str | None, typer.Option("--accept", metavar="REASON", help="Write it though it costs more than its budget.")
+    ] = None,
     refine: Annotated[
         int | None, typer.Option("--refine", min=0, help="CRF iterations in the graph; default: the model's.")
     ] = None,
@@ -151,14 +158,22 @@ def export(
     engine = EngineOptions(
         Profile.parse(profile), parse_chips(chips) if chips else None, workspace, hardware_compatible
     )
-    report = export_model(
-        source,
-        precision=precision,
-        refine=refine,
-        target=target.value if target else None,
-        output=output,
-        engine=engine,
-    )
+    try:
+        report = export_model(
+            source,
+            precision=precision,
+            refine=refine,
+            target=target.value if target else None,
+            output=output,
+            engine=engine,
+            calibrate=calibrate,
+            images=images,
+            accept=accept,
+        )
+    except ParityError as error:
+        if error.table:
+            print(error.table, file=sys.stderr if as_json else sys.stdout)
+        raise
     _show(report.to_json(), report.text, as_json)
 
 

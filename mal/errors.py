@@ -74,7 +74,11 @@ class EngineError(MalError):
 
 
 class ParityError(MalError):
-    """Two implementations of the same model disagree beyond the stated tolerance."""
+    """Two implementations of the same model disagree beyond the stated tolerance; `table` holds all figures, or ""."""
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
 
 
 class OutputError(MalError):
@@ -96,6 +100,7 @@ EXTRA_OF = {
     "safetensors": "train",
     "onnx": "export",
     "onnxscript": "export",
+    "matplotlib": "report",
     "faster_coco_eval": "eval",
     "tensorrt_rtx": "tensorrt-rtx",
     "fsspec": "remote",

@@ -1,4 +1,4 @@
-"""What the tests of engines share: a small conforming model, and the plugin or the reason why it is not to be had."""
+"""What the tests of engines and precisions share: small conforming models, and the plugin or why there is none."""
 
 from pathlib import Path
 from types import ModuleType
@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from mal.config import ModelConstants
 from mal.errors import MissingPackageError
@@ -47,10 +47,69 @@ def tiny_model(refine: int = 3) -> ModelProto:
         ],
         [numpy_helper.from_array(value, name) for name, value in values.items()],
     )
+    return _ours(graph, refine)
+
+
+def layered_model(refine: int = 0) -> ModelProto:
+    """What quantisation meets: convolution and Clip, depthwise, a linear layer, attention, LayerNorm, GELU, a score."""
+    rng = np.random.default_rng(0)
+    values = {
+        "first": rng.standard_normal((8, 3, 4, 4)) / 4,
+        "first_bias": rng.standard_normal(8) / 4,
+        "depthwise": rng.standard_normal((8, 1, 3, 3)) / 3,
+        "depthwise_bias": rng.standard_normal(8) / 4,
+        "linear": rng.standard_normal((8, 8)) / 3,
+        "last": rng.standard_normal((1, 8, 1, 1)),
+        "ones": np.ones(8),
+        "low": np.array(0.0),
+        "high": np.array(6.0),
+        "mean": np.full((1, 3, 1, 1), 128.0),
+        "std": np.full((1, 3, 1, 1), 60.0),
+    }
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
+    shapes = {"flat": [0, 8, 64], "square": [0, 8, 8, 8], "axes": [1, 2, 3]}
+    tensors += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in shapes.items()]
+    make = helper.make_node
+    nodes = [
+        make("Sub", ["crops", "mean"], ["centred"], "sub"),
+        make("Div", ["centred", "std"], ["normal"], "div"),
+        make("Conv", ["normal", "first", "first_bias"], ["a"], "conv", strides=[4, 4]),
+        make("Clip", ["a", "low", "high"], ["b"], "clip"),
+        make("Conv", ["b", "depthwise", "depthwise_bias"], ["c"], "depthwise", group=8, pads=[1, 1, 1, 1]),
+        make("Clip", ["c", "low", "high"], ["d"], "clip2"),
+        make("Reshape", ["d", "flat"], ["e"], "flatten"),
+        make("Transpose", ["e"], ["tokens"], "tokens", perm=[0, 2, 1]),
+        make("LayerNormalization", ["tokens", "ones"], ["f"], "norm"),
+        make("MatMul", ["f", "linear"], ["g"], "linear_layer"),
+        make("Gelu", ["g"], ["h"], "gelu"),
+        make("Transpose", ["h"], ["h_t"], "keys", perm=[0, 2, 1]),
+        make("MatMul", ["h", "h_t"], ["i"], "attention"),
+        make("Softmax", ["i"], ["j"], "softmax"),
+        make("MatMul", ["j", "h"], ["k"], "attended"),
+        make("Transpose", ["k"], ["l"], "back", perm=[0, 2, 1]),
+        make("Reshape", ["l", "square"], ["m"], "square_up"),
+        make("Conv", ["m", "last"], ["logits"], "value"),
+        make("Sigmoid", ["logits"], ["p"], "probability"),
+        make("ReduceMean", ["p", "axes"], ["score"], "score_node", keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("crops", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, 8, 8]),
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
+        ],
+        tensors,
+    )
+    return _ours(graph, refine)
+
+
+def _ours(graph: GraphProto, refine: int) -> ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     set_constants(model, constants(refine))
     if refine:
-        refine_graph(model, constants(refine), "tiny")
+        refine_graph(model, constants(refine), graph.name)
     return model
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,10 +16,17 @@ from mal.datasets.scan import WINDOW, repair
 from mal.datasets.splice import splice
 from mal.sources import ImageSource
 
+_T = TypeVar("_T")
 _RUN = 1 << 15  # annotations whose results are asked for at once, at least
 
 Results = Callable[[int, int], Sequence[Sequence[bytes] | None]]
 """Values of the keys to be written, for rows start..stop; None for a row that stays as it came."""
+
+
+class _Outlined(msgspec.Struct, gc=False):
+    """What `segmentations` reads of an annotation."""
+
+    segmentation: Any = None
 
 
 class BoxFile:
@@ -90,11 +97,15 @@ class BoxFile:
 
         Read again from the file, so ask once for many rows: one call reads each part of the file at most once.
         """
-        return self._reread(rows, "id")
+        return [_as_id(annotation.id) for annotation in self._reread(rows, LooseAnnotation)]
 
     def image_ids(self, rows: Sequence[int] | NDArray[np.integer]) -> list[int | str | None]:
         """The annotations' `image_id` as it stands in the file, even where no image has it; see `annotation_ids`."""
-        return self._reread(rows, "image_id")
+        return [_as_id(annotation.image_id) for annotation in self._reread(rows, LooseAnnotation)]
+
+    def segmentations(self, rows: Sequence[int] | NDArray[np.integer]) -> list[Any]:
+        """The annotations' `segmentation` as JSON values, unchecked; None where there is none. See `annotation_ids`."""
+        return [annotation.segmentation for annotation in self._reread(rows, _Outlined)]
 
     def write(self, stream: BinaryIO, keys: Sequence[str], results: Results) -> None:
         """Copy the document, setting keys of its annotations; everything else is copied byte for byte.
@@ -128,19 +139,18 @@ class BoxFile:
         for at in range(start, stop, WINDOW):
             stream.write(self._document.read(at, min(at + WINDOW, stop)))
 
-    def _reread(self, rows: Sequence[int] | NDArray[np.integer], field: str) -> list[Any]:
+    def _reread(self, rows: Sequence[int] | NDArray[np.integer], kind: type[_T]) -> list[_T]:
         wanted = np.asarray(rows, np.int64)
-        values: list[Any] = [None] * len(wanted)
+        found: dict[int, _T] = {}
         firsts = np.array([stretch.first for stretch in self._stretches], np.int64)
         which = np.searchsorted(firsts, wanted, side="right") - 1
         for index in np.unique(which):
             stretch = self._stretches[index]
             text = self._document.read(stretch.start, stretch.stop)
-            annotations = self._decoded(text, lambda array: decode_loosely(array, LooseAnnotation))
+            annotations = self._decoded(text, lambda array: decode_loosely(array, kind))
             for place in np.flatnonzero(which == index):
-                value = getattr(annotations[wanted[place] - stretch.first], field)
-                values[place] = value if type(value) in (int, str) else None
-        return values
+                found[int(place)] = annotations[wanted[place] - stretch.first]
+        return [found[place] for place in range(len(wanted))]
 
     def _decoded(self, text: bytes, decode: Callable[[bytes], list[Any]]) -> list[Any]:
         array = b"[" + text + b"]"
@@ -152,6 +162,10 @@ class BoxFile:
             return decode(repair(array))
         except msgspec.DecodeError:
             raise self._document.changed() from None
+
+
+def _as_id(value: object) -> int | str | None:
+    return value if type(value) in (int, str) else None  # pyright: ignore[reportReturnType]  a bool is no id
 
 
 def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:

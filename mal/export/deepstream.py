@@ -20,6 +20,7 @@ from mal.export.folder import check_new, new_folder
 from mal.export.manifest import dump
 from mal.export.nvinfer_config import check_config
 from mal.runtime.plan_file import manifest_path
+from mal.sources import Address
 
 CONFIG = "config_infer_secondary_mal.txt"
 LIBRARY = Path("nvdsinfer_custom_impl_mal", "libnvdsinfer_mal.so")
@@ -30,12 +31,19 @@ _SOURCE_SUFFIXES = (".cpp", ".cu", ".h", ".cuh", ".map")
 
 
 def export_deepstream(
-    source: Path | str | None = None, *, precision: str = "fp32", refine: int | None = None, output: Path | None = None
+    source: Path | str | None = None,
+    *,
+    precision: str = "fp32",
+    refine: int | None = None,
+    output: Path | None = None,
+    calibrate: Path | None = None,
+    images: Address | None = None,
+    accept: str | None = None,
 ) -> ExportReport:
     """Export a student as a folder for DeepStream 9.x. Needs no software of NVIDIA.
 
     Args:
-        source, precision, refine: as for `export_model`.
+        source, precision, refine, calibrate, images, accept: as for `export_model`.
         output: folder to write, new or empty; None: deepstream. The manifest goes to `output` + ".json".
 
     Raises: as `export_model`, and
@@ -45,7 +53,17 @@ def export_deepstream(
     check_new(path)
     with tempfile.TemporaryDirectory() as scratch:
         onnx = Path(scratch) / "model.onnx"
-        report = export_model(source, precision=precision, refine=refine, target="onnx", output=onnx)
+        report = export_model(
+            source,
+            precision=precision,
+            refine=refine,
+            target="onnx",
+            output=onnx,
+            calibrate=calibrate,
+            images=images,
+            accept=accept,
+            for_tensorrt=True,
+        )
         manifest = {**report.manifest, "target": "deepstream"}
         with new_folder(path) as folder:
             (folder / onnx.name).write_bytes(onnx.read_bytes())

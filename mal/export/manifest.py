@@ -22,6 +22,7 @@ def make_manifest(
     precision: str,
     source: Path,
     parity: dict[str, Any],
+    facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything worth knowing about a model file, as plain JSON values.
 
@@ -31,6 +32,7 @@ def make_manifest(
         target, precision: as asked for.
         source: what it was made from.
         parity: figures of the gate.
+        facts: `calibration` of INT8; `accepted`: what the gate would have refused, and the user's reason.
     """
     return {
         "format": "mal-manifest/1",
@@ -43,6 +45,7 @@ def make_manifest(
         "constants": constants.model_dump(mode="json"),
         "source": {"name": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
         "parity": parity,
+        **(facts or {}),
         "versions": {"mal": mal.__version__, "python": platform.python_version(), **_versions()},
         "revision": code_revision(),
     }

@@ -1,4 +1,4 @@
-"""Half precision as a property of the ONNX file, and how much of the masks it costs.
+"""Half precision as a property of the ONNX file.
 
 crops ─► Cast ─► network in float16 ─► Cast ─┬─► score                  float32
    └────────────► guide, float32 ─► mal::CRFRefine ─► logits            float32
@@ -6,9 +6,6 @@ crops ─► Cast ─► network in float16 ─► Cast ─┬─► score      
 The network is where the time goes. What follows it is small and decides by comparing: it stays in float32. So does the
 guide, whose differences are divided by zeta: float16 colours would put 4 % on a weight.
 """
-
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from onnx import (
@@ -23,14 +20,8 @@ from onnx import (
     shape_inference,
 )
 
-from mal.config import ModelConstants
-from mal.errors import ModelFileError, ParityError
-from mal.export.parity import Floats, Model
-from mal.export.refinement import box_coverage
+from mal.errors import ModelFileError
 from mal.plugins.crf_refine.names import DOMAIN, NAME
-
-FP16_BUDGET = 0.995
-"""Least mean mask-IoU with the FP32 model. Source: issue 5, point 3."""
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -39,7 +30,7 @@ def to_fp16(model: ModelProto) -> ModelProto:
     """The same model with its network in float16; inputs, outputs and what follows the network stay float32.
 
     Args:
-        model: FP32 model of ours, refined or not; stays as it is.
+        model: FP32 model of ours, refined or not, quantised or not (its scales become float16); stays as it is.
 
     Raises:
         ModelFileError: a weight that float16 cannot hold.
@@ -67,67 +58,6 @@ def to_fp16(model: ModelProto) -> ModelProto:
         getattr(graph, field).extend(items)
     checker.check_model(half, full_check=True)
     return half
-
-
-@dataclass(frozen=True)
-class PrecisionParity:
-    """How far a model of lower precision is from the FP32 model."""
-
-    crops: int
-    mean_iou: float  # of the masks in the box, in the model's cells
-    worst_iou: float
-    max_probability: float  # largest |difference| of a probability
-    max_score: float
-    cells: int
-    cells_differ: int  # cells on different sides of the boundary
-    budget: float = FP16_BUDGET
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """One line."""
-        return (
-            f"mask-IoU with FP32 {self.mean_iou:.4f} worst {self.worst_iou:.4f}  max|dp| {self.max_probability:.1e}  "
-            f"max|dscore| {self.max_score:.1e}  cells that differ {self.cells_differ} of {self.cells}  "
-            f"({self.crops} crops, budget {self.budget})"
-        )
-
-
-def compare_precision(candidate: Model, truth: Model, crops: Floats, constants: ModelConstants) -> PrecisionParity:
-    """Hold a model of lower precision against the FP32 model.
-
-    Args:
-        candidate: what is to be written.
-        truth: the FP32 model with the same refinement.
-        crops: (N, 3, S, S), at least one.
-        constants: its expansion tells where the box lies; only masks in the box count.
-
-    Raises:
-        ParityError: values that are not finite, or masks too different.
-    """
-    logits, scores = candidate(crops)
-    true_logits, true_scores = truth(crops)
-    if not (np.isfinite(logits).all() and np.isfinite(scores).all()):
-        raise ParityError("the model overflows in half precision; export it without --fp16. Nothing was written")
-    in_box = box_coverage(constants.expansion, *logits.shape[2:]) > 0
-    ours, theirs = (logits > 0) & in_box, (true_logits > 0) & in_box
-    union = (ours | theirs).sum((1, 2, 3))
-    # Two empty masks agree.
-    iou = np.where(union > 0, (ours & theirs).sum((1, 2, 3)) / np.maximum(union, 1), 1.0)
-    parity = PrecisionParity(
-        len(crops),
-        float(iou.mean()),
-        float(iou.min()),
-        float(np.abs(_sigmoid(logits) - _sigmoid(true_logits)).max()),
-        float(np.abs(scores - true_scores).max()),
-        logits.size,
-        int(((logits > 0) != (true_logits > 0)).sum()),
-    )
-    if not parity.mean_iou >= FP16_BUDGET:
-        raise ParityError(f"half precision costs too much of the masks: {parity.text()}; nothing was written")
-    return parity
 
 
 def _network(graph: GraphProto) -> list[NodeProto]:
@@ -190,7 +120,3 @@ def _sorted(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
         known = known.union(*(node.output for node in ready))
         waiting = [node for node in waiting if not known.issuperset(node.output)]
     return done
-
-
-def _sigmoid(values: Floats) -> Any:
-    return 0.5 * (1 + np.tanh(values.astype(np.float64) / 2))

@@ -22,6 +22,7 @@ from mal.export.folder import check_new, new_folder
 from mal.export.manifest import dump
 from mal.runtime.onnx_file import read_metadata
 from mal.runtime.plan_file import EngineFacts, Plan, manifest_path, read_plan
+from mal.sources import Address
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -42,13 +43,20 @@ class Word(str):
 
 
 def export_triton(
-    source: Path | str | None = None, *, precision: str = "fp32", refine: int | None = None, output: Path | None = None
+    source: Path | str | None = None,
+    *,
+    precision: str = "fp32",
+    refine: int | None = None,
+    output: Path | None = None,
+    calibrate: Path | None = None,
+    images: Address | None = None,
+    accept: str | None = None,
 ) -> ExportReport:
     """Export a student, or an engine that was built from one, as a model repository for Triton.
 
     Args:
         source: as for `export_model`; or an engine (.plan) with its manifest and its ONNX beside it.
-        precision, refine: as for `export_model`; an engine has its own.
+        precision, refine, calibrate, images, accept: as for `export_model`; an engine has its own.
         output: folder to write, new or empty; None: triton. The manifest goes to `output` + ".json".
 
     Raises: as `export_model`, and
@@ -59,15 +67,24 @@ def export_triton(
     check_new(path)
     with tempfile.TemporaryDirectory() as scratch:
         if source is not None and Path(source).suffix.lower() == ".plan":
-            if precision != "fp32" or refine is not None:
+            if precision != "fp32" or refine is not None or calibrate is not None:
                 raise UsageError(
-                    f"{source} is built already; --fp16, --int8 and --refine are for the model before that"
+                    f"{source} is built already; --fp16, --int8, --calibrate and --refine are for the model before that"
                 )
             plan = _read_plan(Path(source))
             report = ExportReport(plan.path, plan.path, json.loads(manifest_path(plan.path).read_bytes()), ())
         else:
             onnx = Path(scratch) / "model.onnx"
-            report = export_model(source, precision=precision, refine=refine, target="onnx", output=onnx)
+            report = export_model(
+                source,
+                precision=precision,
+                refine=refine,
+                target="onnx",
+                output=onnx,
+                calibrate=calibrate,
+                images=images,
+                accept=accept,
+            )
             plan = None
         manifest = {**report.manifest, "target": "triton"}
         with new_folder(path) as folder:

@@ -12,7 +12,7 @@ from tensorrt_parts import need_plugin, need_rtx
 
 from mal.config import ModelConstants
 from mal.errors import EngineError, MissingPackageError, ParityError, UsageError
-from mal.export import engine_from_onnx, precision
+from mal.export import engine_from_onnx, precision_gate
 from mal.export.engine_options import RTX_CHIPS
 from mal.export.export import export_model
 from mal.network.checkpoint import save_student
@@ -110,8 +110,8 @@ def test_a_builder_that_fails_leaves_nothing(
 def test_half_precision_that_costs_too_much_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "FP16_BUDGET", 1.1)
-    with pytest.raises(ParityError, match="nothing was written"):
+    monkeypatch.setitem(precision_gate.BUDGETS, "fp16", precision_gate.Budget(1.1, 0, 1))
+    with pytest.raises(ParityError, match="Nothing was written"):
         export_model(source, precision="fp16", output=tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -83,7 +83,7 @@ def test_answers_like_torch_at_any_batch(plain: Path, run: Path, batch: int) -> 
     from mal.network.checkpoint import load_student
 
     network = DeployStudent(*load_student(run / "student.safetensors"))
-    crops = gate_crops(CONSTANTS)[:batch]
+    crops = gate_crops(CONSTANTS).pixels[:batch]
     logits, score = session(plain).run(["logits", "score"], {"crops": crops})
     with torch.inference_mode():
         true_logits, true_score = network(torch.from_numpy(crops))
@@ -95,7 +95,7 @@ def test_answers_like_torch_at_any_batch(plain: Path, run: Path, batch: int) -> 
 def test_refined_logits_are_the_judges_and_the_score_stays(exported: ExportReport, plain: Path, run: Path) -> None:
     from mal.network.checkpoint import load_student
 
-    crops = gate_crops(CONSTANTS)
+    crops = gate_crops(CONSTANTS).pixels
     logits, score = session(plain).run(["logits", "score"], {"crops": crops})
     refined, refined_score = session(exported.output).run(["logits", "score"], {"crops": crops})
     student, _ = load_student(run / "student.safetensors")
@@ -152,7 +152,12 @@ def test_manifest(exported: ExportReport) -> None:
         ({"output": Path("x.plan")}, "contradicts target onnx"),
         ({"output": Path("x.onnx"), "target": "tensorrt-rtx"}, "contradicts target tensorrt-rtx"),
         ({"output": Path(), "target": "tensorrt-rtx"}, "is a folder; .* model.plan"),
-        ({"precision": "int8"}, "later version"),
+        ({"precision": "int8"}, "--int8 needs --calibrate"),
+        ({"precision": "int4"}, "unknown precision"),
+        ({"calibrate": Path("boxes.json")}, "go with --int8 or --fp16"),
+        ({"accept": "why not"}, "go with --int8 or --fp16"),
+        ({"precision": "fp16", "accept": " "}, "--accept needs a reason"),
+        ({"precision": "fp16", "images": Path()}, "--images goes with --calibrate"),
         ({"target": "coffee"}, "unknown target"),
         ({"refine": -1}, "--refine -1"),
         ({"output": Path()}, "is a folder"),

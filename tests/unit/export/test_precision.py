@@ -1,4 +1,4 @@
-"""Half precision: what becomes half, what does not, and that the gate closes."""
+"""Half precision: what becomes half, and what does not."""
 
 import numpy as np
 import onnx
@@ -7,9 +7,10 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper, shape_inference
 from tensorrt_parts import SIZE, constants, crf_node, tiny_model
 
-from mal.errors import ModelFileError, ParityError
+from mal.errors import ModelFileError
 from mal.export.parity import onnx_model
-from mal.export.precision import FP16_BUDGET, compare_precision, to_fp16
+from mal.export.precision import to_fp16
+from mal.export.precision_gate import BUDGETS, mask_iou
 
 
 @pytest.fixture
@@ -69,11 +70,10 @@ def test_it_runs_and_answers_alike(refine: int, crops: np.ndarray) -> None:
         logits, score = session.run(None, {"crops": crops[:batch]})
         assert logits.dtype == score.dtype == np.float32
         assert logits.shape == (batch, 1, SIZE // 4, SIZE // 4)
-    parity = compare_precision(onnx_model(half), onnx_model(model), crops, constants(refine))
-    assert parity.mean_iou >= FP16_BUDGET
-    assert parity.max_probability > 0  # it is another arithmetic
-    assert parity.crops == 7
-    assert parity.to_json()["budget"] == FP16_BUDGET
+    logits, _ = onnx_model(half, optimised=False)(crops)
+    true_logits, _ = onnx_model(model)(crops)
+    assert mask_iou(logits, true_logits, constants(refine).expansion).mean() >= BUDGETS["fp16"].mean_iou
+    assert (logits != true_logits).any()  # it is another arithmetic
 
 
 def test_a_weight_too_large_for_half() -> None:
@@ -84,38 +84,3 @@ def test_a_weight_too_large_for_half() -> None:
     kernel.CopyFrom(numpy_helper.from_array(value, "kernel"))
     with pytest.raises(ModelFileError, match=r"weight kernel reaches 1e\+06, float16 ends at 65504"):
         to_fp16(model)
-
-
-def test_other_masks_are_refused(crops: np.ndarray) -> None:
-    truth = onnx_model(tiny_model(0))
-
-    def worse(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits, scores = truth(given)
-        return logits + 0.2, scores
-
-    with pytest.raises(ParityError, match="costs too much of the masks"):
-        compare_precision(worse, truth, crops, constants(0))
-
-
-def test_overflow_is_named(crops: np.ndarray) -> None:
-    truth = onnx_model(tiny_model(0))
-
-    def broken(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits, scores = truth(given)
-        logits[0, 0, 0, 0] = np.nan
-        return logits, scores
-
-    with pytest.raises(ParityError, match="overflows in half precision"):
-        compare_precision(broken, truth, crops, constants(0))
-
-
-def test_only_masks_in_the_box_count(crops: np.ndarray) -> None:
-    truth = onnx_model(tiny_model(0))
-
-    def other_outside(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits, scores = truth(given)
-        logits[:, :, 0, :] *= -1  # the box begins further in
-        return logits, scores
-
-    grown = constants(0).model_copy(update={"expansion": 1.0})
-    assert compare_precision(other_outside, truth, crops, grown).mean_iou == 1
