@@ -17,6 +17,7 @@ from tensorrt_parts import SIZE, constants, layered_model, need_plugin, need_rtx
 from mal.errors import BoxFileError, ParityError
 from mal.export import precision_gate
 from mal.export.engine_from_onnx import build_engine
+from mal.export.engine_options import EngineOptions
 from mal.export.export import ExportReport, export_model
 from mal.export.precision_gate import Budget
 
@@ -151,4 +152,5 @@ def test_an_int8_engine(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     session = onnxruntime.InferenceSession((tmp_path / "m.onnx").read_bytes(), providers=["CPUExecutionProvider"])
     assert session.run(["logits"], {"crops": np.zeros((2, 3, SIZE, SIZE), np.float32)})[0].dtype == np.float32
     for chip in (75, 86, 89, 120):
-        assert build_engine((tmp_path / "m.onnx").read_bytes(), compute_capabilities=[chip], plugin=plugin).plan
+        content, options = (tmp_path / "m.onnx").read_bytes(), EngineOptions(compute_capabilities=(chip,))
+        assert build_engine(content, options=options, plugin=plugin).plan
