@@ -1,6 +1,6 @@
 """FP32 network -> the same with QuantizeLinear and DequantizeLinear nodes: INT8 as a property of the file.
 
-Two schemes, because no file serves both (docs/decisions/0005):
+Two schemes, because no file serves both (docs/decisions/0006):
 
     for ONNX Runtime's CPU    Q/DQ on both sides of a layer, uint8 with a zero point: a layer, its bias and its
                               ReLU6 become one integer kernel
@@ -46,10 +46,15 @@ FOR_TENSORRT = Scheme(
 )
 
 
-def layers(model: ModelProto) -> list[str]:
-    """Names of the nodes that can be quantised, in the graph's order."""
+def layers(model: ModelProto) -> dict[str, str]:
+    """What can be quantised, in the graph's order: name for people (the weight's, where it has one) -> node."""
     constant = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type in LAYERS and node.input[1] in constant]
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type in LAYERS and node.input[1] in constant:
+            weight = node.input[1]
+            found[weight.removesuffix(".weight") if weight.endswith(".weight") else node.name] = node.name
+    return found
 
 
 def quantise(model: ModelProto, ranges: Any, scheme: Scheme, kept: Sequence[str] = ()) -> ModelProto:
@@ -59,13 +64,13 @@ def quantise(model: ModelProto, ranges: Any, scheme: Scheme, kept: Sequence[str]
         model: unrefined FP32 graph; stays as it is.
         ranges: of `mal.calibration.ranges.measure`.
         scheme: `FOR_CPU` or `FOR_TENSORRT`.
-        kept: names of layers that stay in float.
+        kept: names of `layers` that stay in float.
 
     Source: reference notes on TensorRT, 4; the work is ONNX Runtime's quantiser.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
-    chosen = set(layers(model)) - set(kept)
+    chosen = {node for name, node in layers(model).items() if name not in kept}
     others = [node.name for node in copy.graph.node if node.op_type in LAYERS and node.name not in chosen]
     with quiet():
         quantizer = QDQQuantizer(

@@ -73,7 +73,7 @@ def calibrate(model: ModelProto, crops: NDArray[np.float32], scheme: Scheme, cos
     measured = {method: measure(model, crops, method) for method in METHODS}
     tried = {method: cost(quantise(model, ranges, scheme)) for method, ranges in measured.items()}
     method = min(tried, key=lambda name: tried[name])
-    names, ranges = layers(model), measured[method]
+    names, ranges = list(layers(model)), measured[method]
     alone = {name: cost(quantise(model, ranges, scheme, [other for other in names if other != name])) for name in names}
     costs = dict(sorted(alone.items(), key=lambda item: -item[1]))
     return Calibration(model, scheme, method, ranges, tried, costs)

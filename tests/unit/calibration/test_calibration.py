@@ -133,7 +133,7 @@ def counts(model: ModelProto) -> Counter[str]:
 def test_what_is_quantised(crops: np.ndarray) -> None:
     model = layered_model()
     ranges = measure(model, crops, "min-max")
-    assert layers(model) == ["conv", "depthwise", "linear_layer", "value"]
+    assert list(layers(model)) == ["conv", "depthwise", "linear_layer", "value"]
     tensorrt, cpu = quantise(model, ranges, FOR_TENSORRT), quantise(model, ranges, FOR_CPU)
     # Each layer has one pair on its input and a DequantizeLinear on its weights; everything else is as it was.
     assert counts(tensorrt) == counts(model) + Counter(QuantizeLinear=4, DequantizeLinear=8)
