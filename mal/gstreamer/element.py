@@ -26,9 +26,10 @@ from mal.evaluation.overlay import PALETTE
 from mal.gstreamer.binding import GLib, GObject, Gst, GstBase, GstVideo
 from mal.gstreamer.desk import Desk, Settings
 from mal.gstreamer.regions import RegionMask, add_mask, read_regions, set_ticket, take_ticket
-from mal.runtime.pipeline import AUTO_BATCH, MAX_BATCH
+from mal.runtime.pipeline import MAX_BATCH
 
 CAPS = "video/x-raw, format=RGB, width=[1, 2147483647], height=[1, 2147483647]"
+BATCH = 16  # small ones stay in a CPU's caches; larger ones take longer to fill
 BATCHES = 2  # in flight: one in the session, one filling; more would only add latency
 OPACITY = 0.5  # of the overlay
 
@@ -220,7 +221,7 @@ class MalMask(Gst.Bin):
 
     model = GObject.Property(type=str, default="student", nick="model", blurb="Model file or shipped student")
     batch = GObject.Property(
-        type=int, default=AUTO_BATCH, minimum=1, maximum=MAX_BATCH, nick="batch",
+        type=int, default=BATCH, minimum=1, maximum=MAX_BATCH, nick="batch",
         blurb="Objects a batch, of all frames and streams together",
     )  # fmt: skip
     max_wait_ms = GObject.Property(
