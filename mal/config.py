@@ -260,6 +260,7 @@ class TrainConfig(Settings):
     colour: float = Field(
         default=0.3, ge=0, description="Brightness, contrast and saturation change by up to this share."
     )
+    paste: float = Field(default=0.7, ge=0, le=1, description="Chance of another object in front of a labelled one.")
     mix_power: float = Field(
         default=0.5, description="A box file with n boxes is drawn in proportion to n ** mix_power."
     )

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Sampler
 
 from mal.config import TrainConfig
 from mal.crops import cut_crop, to_input
-from mal.train.labels import Labels
+from mal.train.labels import UNKNOWN, Labels
+from mal.train.paste import Occluders
 from mal.train.samples import Samples
 
 
@@ -43,6 +44,7 @@ class Views(Dataset[View]):
 
     def __init__(self, samples: Samples, labels: Labels, config: TrainConfig, round_: int) -> None:
         self.samples, self.labels, self.config, self.round = samples, labels, config, round_
+        self.occluders = Occluders(samples, labels)
 
     def __getitem__(self, key: tuple[int, int]) -> View:
         row, number = key
@@ -52,19 +54,23 @@ class Views(Dataset[View]):
         window = _window(samples.box, config.drift, rng)
         crop = cut_crop(samples.pixels[row], window * side, size, config.fill)
         label = self.labels.maps[row]
-        planes = np.stack([label == 255, label != 128, np.zeros_like(label)], -1).astype(np.uint8) * 255
+        sure = label != UNKNOWN
+        planes = np.stack([label * sure, sure * np.uint8(255), np.zeros_like(label)], -1)
         planes = cut_crop(planes, window * len(label), size // 4, "edge").astype(np.float32) / 255
+        target, known = planes[..., 0], planes[..., 1]
+        if self.labels.trust[row] > 0 and rng.random() < config.paste:
+            crop, target, known = self.occluders.over(crop, target, known, rng)
         box, valid = _within(samples.box, window), np.clip(_within(samples.valid[row], window), 0, 1)
         if rng.random() < 0.5:
-            crop, planes, box, valid = crop[:, ::-1], planes[:, ::-1], _flip(box), _flip(valid)
-        known = planes[..., 1]
+            crop, target, known = crop[:, ::-1], target[:, ::-1], known[:, ::-1]
+            box, valid = _flip(box), _flip(valid)
         crops = to_input(np.stack([_recolour(crop, config.colour, rng), crop]))
         return View(
             student=torch.from_numpy(crops[0]),
             teacher=torch.from_numpy(crops[1]),
             box=torch.from_numpy(box),
             valid=torch.from_numpy(valid),
-            target=torch.from_numpy(planes[..., 0] / np.maximum(known, 1e-3))[None],
+            target=torch.from_numpy(target / np.maximum(known, 1e-3))[None],
             known=torch.from_numpy((known > 0.6).astype(np.float32))[None],
             trust=torch.tensor(self.labels.trust[row]),
         )

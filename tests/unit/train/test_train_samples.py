@@ -80,7 +80,7 @@ def views(make_data, quick: TrainConfig, tmp_path: Path) -> Views:
     labels = Labels.none(2, 64)
     labels.maps[0], labels.trust[0] = 0, 0.5
     labels.maps[0, 12:52, 12:52] = 255
-    return Views(samples, labels, quick, 0)
+    return Views(samples, labels, quick.model_copy(update={"paste": 0}), 0)
 
 
 def test_a_view_keeps_pixels_box_and_label_together(views: Views) -> None:
@@ -99,8 +99,8 @@ def test_a_view_keeps_pixels_box_and_label_together(views: Views) -> None:
         assert view["trust"] == 0.5
 
 
-def test_views_depend_on_their_number_alone(views: Views, quick: TrainConfig) -> None:
-    again, other = (Views(views.samples, views.labels, quick, round_)[0, 5] for round_ in (0, 1))
+def test_views_depend_on_their_number_alone(views: Views) -> None:
+    again, other = (Views(views.samples, views.labels, views.config, round_)[0, 5] for round_ in (0, 1))
     assert torch.equal(views[0, 5]["student"], again["student"])
     assert not torch.equal(views[0, 5]["student"], other["student"])
     assert not torch.equal(views[0, 5]["student"], views[0, 6]["student"])
