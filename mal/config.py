@@ -192,20 +192,13 @@ class LabelConfig(Settings):
 
 
 class SelfTrainConfig(Settings):
-    """Labels of the later rounds: what the student of the round before agrees with, else its own."""
+    """Labels of the later rounds: the student's own probabilities, mixed with the labels from boxes."""
 
-    agree: float = Field(default=0.75, description="A label with this IoU to the student's mask stays.")
-    agree_full: float = Field(default=0.9, description="IoU to the student's mask that gives a kept label full weight.")
-    mask: float = Field(
-        default=0.43, description="Probability threshold of the student's mask that labels are compared with."
-    )
-    sure_object: float = Field(default=0.65, description="The student's pixels above this are object")
-    sure_background: float = Field(default=0.27, description="... and below this background, where no label was kept.")
-    denies_background: float = Field(
-        default=0.76, description="A kept label is ignored where it is background, p above"
-    )
-    denies_object: float = Field(default=0.24, description="... and where it is object, p below.")
-    trust: float = Field(default=0.5, ge=0, description="Weight of a fully confident label that is the student's own.")
+    vote: float = Field(default=0.3, ge=0, le=1, description="Share of the label from the box, where there is one.")
+    boundary: float = Field(default=0.45, gt=0, lt=1, description="The student's probability that decides nothing.")
+    sharpen: float = Field(default=2.0, gt=0, description="The mix's logits are multiplied by this.")
+    drop: float = Field(default=0.3, ge=0, lt=1, description="The share of the boxes of lowest score without label")
+    full: float = Field(default=0.7, gt=0, le=1, description="... and the rank from which a label has full weight.")
 
 
 class LossConfig(Settings):

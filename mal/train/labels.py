@@ -2,19 +2,22 @@
 
 Round 1: several GrabCut proposals a box. A proposal that reaches the sides of its box and no further is more
 often right, so those whose extent agrees with the box vote, the others are dropped.
-Round 2: the student has seen many boxes and can judge: labels that it agrees with stay, elsewhere its own
-confident pixels are the label.
+Round 2: the student has seen many boxes and can judge: its own probabilities are soft labels, mixed with the first
+ones, and objects that it is sure of count more.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mal.config import LabelConfig, Recipe, SelfTrainConfig, TrainConfig
 from mal.crops import cut_crop
+from mal.network.score import mask_score
 from mal.train.samples import Samples, Tick, in_threads
 
 OBJECT, UNKNOWN, BACKGROUND = 255, 128, 0
@@ -26,7 +29,7 @@ class Labels:
     """Labels of all samples on the grid of their cached crops.
 
     Attributes:
-        maps: (N, g, g) uint8: 255 object, 0 background, 128 unknown.
+        maps: (N, g, g) uint8: share of object x 255; 128 means unknown.
         trust: (N,) float32 0..1, weight in the loss; 0 where there is no label.
     """
 
@@ -200,32 +203,37 @@ def iou(a: Mask, b: Mask) -> float:
 
 
 def labels_from_student(labels: Labels, probability: NDArray[np.uint8], config: SelfTrainConfig) -> Labels:
-    """Labels of the next round: no masks used, only what the student thinks of the first labels.
+    """Labels of the next round: no masks used, only what the student thinks.
+
+    Soft labels: its own probabilities, drawn towards the label from the box where there is one, then sharpened. An
+    object counts the more, the higher its score ranks among all: the lowest count nothing.
 
     Args:
         labels: of round 1.
         probability: (N, g, g) uint8, the student's probability x 255 on the same grid.
-
-    Returns:
-        New labels: kept ones without the pixels that the student clearly denies, else the student's own.
     """
-    made = Labels(labels.maps.copy(), np.zeros_like(labels.trust))
-    for row in range(len(made.maps)):
-        p, label = probability[row].astype(np.float32) / 255, made.maps[row]
-        agreed = iou(label == OBJECT, p > config.mask) if labels.trust[row] > 0 else 0.0
-        if agreed >= config.agree:
-            denied = ((label == OBJECT) & (p < config.denies_object)) | (
-                (label == BACKGROUND) & (p > config.denies_background)
-            )
-            label[denied] = UNKNOWN
-            # A label that is just kept counts 0.3: about as much as the student's own.
-            made.trust[row] = min(1.0, 0.3 + 0.7 * (agreed - config.agree) / (config.agree_full - config.agree))
-            continue
-        label[:] = UNKNOWN
-        if (p > config.sure_object).any():
-            label[p > config.sure_object], label[p < config.sure_background] = OBJECT, BACKGROUND
-            made.trust[row] = config.trust * float(np.abs(2 * p[p > 0.1] - 1).mean())
+    made = Labels(np.empty_like(labels.maps), np.zeros_like(labels.trust))
+    scores = np.zeros(len(labels.trust), np.float32)
+    for row, label in enumerate(labels.maps):
+        p = np.clip(probability[row].astype(np.float32) / 255, 1e-3, 1 - 1e-3)
+        scores[row] = _score(p, config.boundary)
+        if labels.trust[row] > 0:
+            p += config.vote * np.where(label == UNKNOWN, 0, label / 255 - p)
+        soft = np.round(255 / (1 + np.exp(-config.sharpen * (_logit(p) - _logit(config.boundary)))))
+        made.maps[row] = np.where(soft == UNKNOWN, UNKNOWN + 1, soft)
+    rank = (scores.argsort().argsort() + 1) / len(scores)
+    made.trust[:] = np.clip((rank - config.drop) / (config.full - config.drop), 0, 1)
     return made
+
+
+def _logit(p: Any) -> Any:
+    return np.log(p / (1 - p))
+
+
+def _score(p: NDArray[np.float32], boundary: float) -> float:
+    """What the deployed graph would say of these probabilities."""
+    logits = torch.from_numpy(_logit(p) - np.float32(_logit(boundary)))[None, None]
+    return float(mask_score(logits, torch.ones_like(logits)))
 
 
 def to_label_grid(probability: NDArray[np.float32], samples: Samples, config: TrainConfig) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""Copy-paste: another labelled object in front of this one.
+"""Copy-paste: another labelled object in front of this one, or behind it.
 
 A box does not say who owns a pixel where objects overlap, and labels made from boxes give most such pixels to
-everyone. A pasted object is the exception: its label says exactly which pixels are no longer the other's.
+everyone. A pasted object is the exception: the labels say exactly whose pixels are whose.
 """
 
 import cv2
@@ -32,15 +32,15 @@ class Occluders:
         known: NDArray[np.float32],
         rng: np.random.Generator,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-        """Paste one object over a labelled view.
+        """Paste one object into a labelled view.
 
         Args:
             crop: (S, S, 3) RGB.
             target, known: (h, w) 0..1: share of object times known, and known.
 
         Returns:
-            The three, changed: covered cells are known background. Unchanged where so much is covered that the box
-            would not be the box of what is left.
+            The three, changed: cells of the pasted object are known background. Unchanged where nothing of it would be
+            seen, or where it hides so much that the box would not be the box of what is left.
         """
         if not len(self.rows):
             return crop, target, known
@@ -49,6 +49,9 @@ class Occluders:
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
         label = self.labels.maps[row]
         cover = _warp(np.where(label == UNKNOWN, 0, label)[:, flip], move, size).astype(np.float32) / 255
+        if rng.random() < 0.5:  # behind: hidden by the object and by what may be the object
+            free = cv2.resize(known - target, (size, size), interpolation=cv2.INTER_LINEAR)
+            cover = cover * np.clip(free, 0, 1)
         cells = cv2.resize(cover, target.shape[::-1], interpolation=cv2.INTER_AREA)
         left = target * (1 - cells)
         if cells.max() < 0.5 or left.sum() < LEAST_LEFT * target.sum():

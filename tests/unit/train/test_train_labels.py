@@ -77,19 +77,28 @@ def test_specks_go_and_pin_holes_close() -> None:
     assert np.array_equal(drop_specks(mask, 0.04), clean)
 
 
-def test_round_two_keeps_what_the_student_agrees_with_and_takes_its_word_elsewhere() -> None:
+def test_round_two_mixes_the_student_with_the_label_and_trusts_the_sure_ones() -> None:
+    """Sure, unlabelled, unsure and blank objects: weights by rank of the score; a label shifts, but does not rule."""
     mask = ellipse(64)
     label = np.where(mask, OBJECT, BACKGROUND).astype(np.uint8)
-    label[:, :2] = UNKNOWN
-    agreeing, opposed, blank = mask * 255, np.roll(mask, 30, 1) * 255, mask * 0
-    labels = Labels(np.stack([label] * 3), np.ones(3, np.float32))
-    made = labels_from_student(labels, np.stack([agreeing, opposed, blank]).astype(np.uint8), SelfTrainConfig())
-    assert np.array_equal(made.maps[0], label)
-    assert made.trust[0] == 1
-    assert np.array_equal(made.maps[1] == OBJECT, opposed > 0)
-    assert 0 < made.trust[1] <= SelfTrainConfig().trust
-    assert made.trust[2] == 0
-    assert labels.trust.tolist() == [1, 1, 1]  # what came in is not changed
+    label[:, :32] = UNKNOWN
+    sure, unsure, blank = np.where(mask, 240, 12), np.where(mask, 150, 90), np.zeros((64, 64))
+    labels = Labels(np.stack([label] * 4), np.array([1, 0, 1, 0], np.float32))
+    config = SelfTrainConfig(vote=0.5, boundary=0.5, sharpen=2, drop=0.25, full=1)
+    made = labels_from_student(labels, np.stack([sure, sure, unsure, blank]).astype(np.uint8), config)
+    assert made.trust[3] == 0
+    assert 0 < made.trust[2] < made.trust[:2].min()
+    assert (made.maps != UNKNOWN).all()
+    p = (150 / 255 + 1) / 2, 150 / 255  # drawn half way to the label, and where it is unknown
+    for column, expected in zip((40, 24), (p**2 / (p**2 + (1 - p) ** 2) for p in p), strict=True):
+        assert made.maps[2, 32, column] == pytest.approx(255 * expected, abs=1)
+    assert np.array_equal(made.maps[1] > 128, mask)
+    assert labels.trust.tolist() == [1, 0, 1, 0]  # what came in is not changed
+
+
+def test_round_two_of_one_box_trusts_it() -> None:
+    made = labels_from_student(Labels.none(1, 64), np.full((1, 64, 64), 200, np.uint8), SelfTrainConfig())
+    assert made.trust.tolist() == [1]
 
 
 def test_predictions_land_on_the_label_grid_where_the_crop_is() -> None:
