@@ -17,9 +17,9 @@ import torch
 from mal import boxes as geometry
 from mal.crops import cut_crop, to_input
 from mal.datasets import open_boxes
+from mal.datasets.segmentations import to_mask
 from mal.evaluation.agreement import boundary_iou
 from mal.evaluation.pairs import pair_up
-from mal.evaluation.segmentations import to_mask
 from mal.export.refinement import box_coverage
 from mal.images import decode_image
 from mal.masks import mask_from_logits

@@ -19,9 +19,9 @@ from mal import boxes as geometry
 from mal.config import ModelConstants
 from mal.crops import cut_crop, to_input
 from mal.datasets import open_boxes
+from mal.datasets.segmentations import to_mask
 from mal.evaluation.nvinfer_crop import crop_in_frame, cut_as_nvinfer
 from mal.evaluation.pairs import pair_up
-from mal.evaluation.segmentations import to_mask
 from mal.export.refinement import box_coverage, normalisation, take_out
 from mal.images import find_image, read_image
 from mal.masks import mask_in_crop

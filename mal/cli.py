@@ -68,6 +68,9 @@ Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda:0, …; default: the first GPU a session can use, else cpu.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Spec = Annotated[
+    Path | None, typer.Option("--experiment", "-e", help="TAO MAL experiment spec; KEY=VALUE then are its keys.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Host threads; default: one a core.")]
 
 
@@ -102,13 +105,18 @@ def train(
     config: Annotated[Path | None, typer.Option("--config", help="Settings in YAML.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="RUN folder; default runs/<date-time>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted RUN.")] = False,
+    spec: Spec = None,
 ) -> None:
     """Train from boxes alone: adapt the shipped student to yours, or start from a backbone."""
-    from mal.train.run import train_from_words
+    from mal.train.run import train_from_spec, train_from_words
 
-    words = words or []
-    overrides = [word for word in words if "=" in word]
-    boxes = [Path(word) for word in words if "=" not in word]
+    boxes, overrides = _paths_and_overrides(words)
+    if spec:
+        given = boxes or images or config or output or resume or start != "student"
+        if given:
+            raise UsageError("-e SPEC says all of it: beside it go KEY=VALUE overrides only, e.g. train.num_epochs=3")
+        print(train_from_spec(spec, overrides))
+        return
     student = train_from_words(
         boxes, images=images or [], start=start, config=config, overrides=overrides, run=output, resume=resume
     )
@@ -179,12 +187,17 @@ def export(
 
 @app.command()
 def label(
-    boxes: Annotated[Path, typer.Argument(metavar="COCO.json", help="Boxes: COCO, LVIS, YOLO or VOC.")],
-    engine: Engine = "student",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="COCO.json", help="Boxes: COCO, LVIS, YOLO or VOC. With -e: KEY=VALUE overrides."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="Model: .onnx, .safetensors, or the name of a shipped student.")
+    ] = None,
     images: Images = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: COCO.masks.json.")] = None,
     device: Device = None,
-    batch: Annotated[str, typer.Option("--batch", help="Crops a call: auto or a number.")] = "auto",
+    batch: Annotated[str | None, typer.Option("--batch", help="Crops a call: auto (the default) or a number.")] = None,
     workers: Workers = None,
     mask_format: Annotated[MaskFormat, typer.Option("--format", help="How masks are written.")] = MaskFormat.rle,
     on_error: Annotated[
@@ -204,21 +217,28 @@ def label(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="First build the .plan again, for this machine, from its .onnx.")
     ] = False,
+    spec: Spec = None,
 ) -> None:
     """Turn boxes into masks: COCO JSON in, the same JSON with masks out."""
     from mal.runtime.label import label_dataset
 
+    paths, overrides = _paths_and_overrides(words) if spec else ([Path(word) for word in words or []], [])
+    if len(paths) > 1 or not (paths or spec):
+        raise UsageError(f"expected one file of boxes, COCO.json, got {len(paths)}")
+    asked: dict[str, Any] = {"boxes": paths[0] if paths else None, "images": images, "output": output}
+    asked |= {"model": engine, "device": device, "batch": _batch(batch) if batch else None}
+    found: dict[str, Any] = {"model": "student", "batch": "auto"}
+    if spec:  # what the command line says goes before the spec
+        from mal.train.tao import label_task
+
+        found = label_task(spec, overrides).arguments()
+    arguments = found | {key: value for key, value in asked.items() if value is not None}
     if rebuild:
         from mal.export.rebuild import rebuild_engine
 
-        rebuild_engine(Path(engine))
+        rebuild_engine(Path(arguments["model"]))
     report = label_dataset(
-        boxes,
-        model=engine,
-        images=images,
-        output=output,
-        device=device,
-        batch=_batch(batch),
+        **arguments,
         workers=workers,
         format=mask_format.value,
         on_error=on_error.value,
@@ -234,14 +254,28 @@ def label(
 
 @app.command(name="eval")
 def evaluate(
-    predicted: Annotated[Path, typer.Argument(metavar="PREDICTED.json", help="Labelled COCO JSON.")],
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH.json", help="COCO JSON with true masks.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PREDICTED.json TRUTH.json",
+            help="Labelled COCO JSON, and one with true masks. With -e: KEY=VALUE overrides.",
+        ),
+    ] = None,
     as_json: AsJson = False,
+    spec: Spec = None,
 ) -> None:
     """Judge masks against true ones, beside the box and the ellipse on the same objects."""
-    from mal.evaluation.metrics import evaluate as judge
+    paths, overrides = _paths_and_overrides(words) if spec else ([Path(word) for word in words or []], [])
+    if len(paths) != 2 and (paths or not spec):
+        raise UsageError(f"expected two files, PREDICTED.json and TRUTH.json, got {len(paths)}")
+    if spec:
+        from mal.evaluation.spec import evaluate_spec
 
-    evaluation = judge(predicted, truth)
+        evaluation = evaluate_spec(spec, overrides, *paths)
+    else:
+        from mal.evaluation.metrics import evaluate as judge
+
+        evaluation = judge(*paths)
     _show(evaluation.to_json(), evaluation.text, as_json)
 
 
@@ -308,6 +342,12 @@ def build() -> None:
 
     for line in build_all():
         print(line)
+
+
+def _paths_and_overrides(words: list[str] | None) -> tuple[list[Path], list[str]]:
+    """Words with an = are overrides of settings, all others are files."""
+    words = words or []
+    return [Path(word) for word in words if "=" not in word], [word for word in words if "=" in word]
 
 
 def _batch(text: str) -> int | str:

@@ -212,6 +212,20 @@ class LossConfig(Settings):
     crf_zeta: float = Field(default=0.1, gt=0)
 
 
+class AdaptConfig(Settings):
+    """How much work adapting a trained student to boxes is; what sets the time it takes on a CPU."""
+
+    boxes: int = Field(default=4000, ge=1, description="At most so many boxes, drawn at random by image.")
+    passes: float = Field(default=12, gt=0, description="How often each box is seen,")
+    crops: tuple[int, int] = Field(
+        default=(1600, 8000), description="... within these bounds, unless rounds are given."
+    )
+    claimed: float = Field(
+        default=0.6, gt=0, le=1, description="A pixel that a smaller box claims so surely is background; 1: never."
+    )
+    patience: int = Field(default=4, ge=0, description="Judgements without progress that end it; 0: never.")
+
+
 class TrainConfig(Settings):
     """How a student is trained from boxes."""
 
@@ -230,23 +244,34 @@ class TrainConfig(Settings):
 
     rounds: tuple[int, ...] = Field(default=(14000, 14000), min_length=1, description="Crops seen in each round.")
     epoch_crops: int = Field(default=2000, ge=1, description="Crops between two checkpoints.")
-    batch: int = Field(default=16, ge=1)
+    batch: int = Field(default=16, ge=1, description="Crops of one step, over all devices and parts.")
+    accumulate: int = Field(default=1, ge=1, description="Parts that a step's crops are worked off in, one by one.")
+    devices: int = Field(default=1, ge=1, description="GPUs, or processes on a CPU, that share each step.")
+    strategy: Literal["ddp", "fsdp"] = Field(default="ddp", description="How several devices share; fsdp needs GPUs.")
     lr_head: float = Field(default=1e-3, gt=0)
     lr_backbone: float = Field(default=2e-4, ge=0)
     lr_last: float = Field(default=0.05, ge=0, le=1, description="The cosine ends at this share.")
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.02, ge=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Of AdamW.")
     clip: float = Field(default=3.0, gt=0)
     teacher_momentum: float = Field(default=0.99, ge=0, lt=1)
-    freeze_stem: bool = Field(default=True, description="Pretrained layers before stride 4 stay as they are.")
+    frozen: tuple[int, int] | None = Field(
+        default=(0, 0), description="First and last stage of a trained backbone that stay as they are; 0 is the stem."
+    )
 
     min_side: float = Field(default=8.0, ge=0, description="Shorter boxes are no use for training, pixels.")
+    areas: tuple[float, float] = Field(
+        default=(0.0, 1e12), description="Boxes of a smaller or larger area are not trained on, pixels."
+    )
     cache_expansion: float = Field(default=0.6, gt=0, description="Cached crops are the box grown by this.")
     cache_size: int = Field(default=288, ge=64, description="Pixels of a side of a cached crop.")
     cache: Path | None = Field(
         default=None, description="Folder of the cached crops, kept; default RUN/cache, removed after."
     )
-    cache_gb: float = Field(default=6.0, gt=0, description="Bound of the crop cache on disk.")
+    cache_gb: float | None = Field(
+        default=None, gt=0, description="Bound of the crop cache, 2^30 bytes; default: half the memory that is free."
+    )
     drift: tuple[float, float] = Field(
         default=(0.15, 0.5), description="Margin of each side, in units of the box's side / 2."
     )
@@ -260,6 +285,12 @@ class TrainConfig(Settings):
     aside: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the boxes kept aside for judging, 256 at most."
     )
+    val: Path | None = Field(
+        default=None, description="COCO JSON with masks that choose and report, and are never trained on."
+    )
+    val_images: Path | None = Field(default=None, description="Image folder of `val`; default: images/ beside it.")
+    validate_every: int = Field(default=1, ge=1, description="Epochs between two judgements.")
+    keep_every: int = Field(default=0, ge=0, description="The teacher of every so many epochs is kept in RUN; 0: none.")
     thresholds: tuple[float, ...] = Field(default=(0.25, 0.3, 0.35, 0.4, 0.45, 0.5), description="Candidates.")
     unlabelled_share: float = Field(
         default=0.3, ge=0, le=1, description="Boxes without a label are drawn so much less."
@@ -269,6 +300,7 @@ class TrainConfig(Settings):
     labels: LabelConfig = LabelConfig()
     self_train: SelfTrainConfig = SelfTrainConfig()
     losses: LossConfig = LossConfig()
+    adapt: AdaptConfig = AdaptConfig()
 
     seed: int = 0
     workers: int = Field(default=0, ge=0, description="Processes that make views; 0 does it in the loop.")

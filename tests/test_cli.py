@@ -91,6 +91,12 @@ def test_missing_package_names_the_line_that_installs_it(tmp_path: Path) -> None
     assert_refused(run, 1, 'pip install "mask-auto-labeler[cpu]"')
 
 
+@pytest.mark.parametrize("command", ["label", "eval"])
+def test_a_misspelt_key_of_a_spec_names_the_right_one(command: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("inference: {ann_pth: boxes.json}")
+    assert_refused(mal(command, "-e", "spec.yaml", cwd=tmp_path), 2, "inference.ann_pth", "inference.ann_path")
+
+
 def test_json_is_all_that_stdout_has(tmp_path: Path) -> None:
     run = mal("doctor", "--json", cwd=tmp_path)
     assert isinstance(json.loads(run.stdout), dict)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mal.datasets.segmentations import Rle, coco_mask
 from mal.errors import missing_package
 from mal.evaluation.pairs import Pairs
-from mal.evaluation.segmentations import Rle, coco_mask
 
 
 def mask_ap(pairs: Pairs) -> float:

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mal.boxes import usable
+from mal.datasets.segmentations import coco_mask, to_mask
 from mal.evaluation.agreement import compare
 from mal.evaluation.average_precision import mask_ap
 from mal.evaluation.pairs import Id, Pair, Pairs, pair_up
 from mal.evaluation.ranking import auc, spearman
-from mal.evaluation.segmentations import coco_mask, to_mask
 
 SMALL, LARGE = 32.0**2, 96.0**2
 """Size classes by the pixels of the true mask, as COCO counts them: up to SMALL, up to LARGE, above.

@@ -11,8 +11,8 @@ import orjson
 from numpy.typing import NDArray
 
 from mal.boxes import clip, from_xywh
+from mal.datasets.segmentations import Rle, to_rle
 from mal.errors import InputError
-from mal.evaluation.segmentations import Rle, to_rle
 
 Id = int | str
 

@@ -13,11 +13,11 @@ import simplejpeg
 
 from mal.boxes import clip, usable
 from mal.datasets import BoxFile, open_boxes
+from mal.datasets.segmentations import to_mask, to_rle
 from mal.errors import ImageError, InputError, OutputError
 from mal.evaluation.overlay import Drawn, draw
 from mal.evaluation.page import Card, render
 from mal.evaluation.pairs import read_coco
-from mal.evaluation.segmentations import to_mask, to_rle
 from mal.images import decode_image
 from mal.sources import Address
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from mal.calibration.crops import Crops, Draw, cut
 from mal.config import ModelConstants
 from mal.datasets import BoxFile, open_boxes
+from mal.datasets.segmentations import Rle, to_rle
 from mal.errors import InputError, ModelFileError
-from mal.evaluation.segmentations import Rle, to_rle
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mal.calibration.crops import SIZES
+from mal.datasets.segmentations import to_mask
 from mal.errors import ParityError
-from mal.evaluation.segmentations import to_mask
 from mal.export.gate_crops import GateCrops
 from mal.export.parity import Floats, Model, Parity, answers, sigmoid
 from mal.export.refinement import box_coverage

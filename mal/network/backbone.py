@@ -5,6 +5,7 @@ laid out as maps of one stride.
 """
 
 import difflib
+import re
 from typing import Any
 
 import timm
@@ -83,15 +84,29 @@ class Backbone(nn.Module):
             for values, channels in zip(maps, self.channels, strict=True)
         ]
 
-    def stem_parameters(self) -> list[nn.Parameter]:
-        """Parameters before the first map of stride 4, or of the patch embedding: general edges and colours."""
-        stem = [
-            module
-            for key, module in self.net.named_modules()
-            if key in {"model.patch_embed", "stem_0", "stem_1", "conv_stem", "bn1", "conv1", "blocks.0", "stem"}
-            and not (key == "blocks.0" and self.strides[0] > 4)
-        ]
-        return [parameter for module in stem for parameter in module.parameters()]
+    def stage_parameters(self, stage: int) -> list[nn.Parameter]:
+        """Parameters of one stage.
+
+        Args:
+            stage: 0: the layers before the first map of stride 4, or the patch embedding (general edges and colours);
+                from 1 on: the blocks of a plain ViT, the stages of other networks.
+
+        Raises:
+            UsageError: there is no such stage.
+        """
+        names = [name for name, _ in self.net.named_modules()]
+        found = [name for name in names if _STAGE.fullmatch(name)]
+        stem = [name for name in names if name in _STEM]
+        if found[0] == "blocks.0" and self.strides[0] <= 4:  # inverted residuals: the first works at the stem's stride
+            stem.append(found.pop(0))
+        if not 0 <= stage <= len(found):
+            raise UsageError(f"backbone {self.name} has the stages 0 to {len(found)}, not {stage}")
+        modules = dict(self.net.named_modules())
+        return [p for name in (stem if stage == 0 else found[stage - 1 : stage]) for p in modules[name].parameters()]
+
+
+_STEM = {"model.patch_embed", "patch_embed", "stem_0", "stem_1", "stem", "conv_stem", "conv1", "bn1"}
+_STAGE = re.compile(r"(model\.)?(blocks\.|stages[_.]|layers[_.]|layer|s)\d+")
 
 
 def _features(name: str, **extra: Any) -> Any:

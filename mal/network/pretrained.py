@@ -6,6 +6,7 @@ A package is found, not imported: only its weights file is read, after its SHA-2
 import hashlib
 import importlib.util
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,15 @@ PACKAGES = {
         classifier=True,
     ),
 }
+
+
+WRAPPINGS = ("state_dict", "model", "teacher")
+"""Keys that hold the weights in files with more than weights; of DINO's two networks the teacher is the better one."""
+
+PREFIXES = ("module", "base_encoder", "backbone")
+"""What data parallelism, MoCo v3 and DINO put before the names of a backbone's tensors."""
+
+_PREFIX = re.compile(rf"^(({'|'.join(PREFIXES)})\.)+")
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,8 @@ def load_package(name: str, model: nn.Module, file: Path | None = None) -> Repor
 def load_file(file: Path, model: nn.Module) -> Report:
     """Load a user's backbone weights (.safetensors, or .pt/.pth of tensors only) by name, in place.
 
-    A wrapping `model`, `state_dict` or `module.` prefix is looked through. Tensors of other shapes count as
+    The wrappings and prefixes under which MAE, DeiT, DINO (its teacher), MoCo v3 and timm store a backbone are looked
+    through (`WRAPPINGS`, `PREFIXES`); a ViT's position table is resampled by timm. Tensors of other shapes count as
     unexpected.
 
     Raises:
@@ -166,12 +177,12 @@ def _read(data: bytes, source: str) -> dict[str, Tensor]:
         state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # pickle raises anything
         raise ModelFileError(f"{source} holds no plain tensors: {str(error).splitlines()[0]}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), Mapping):
+    for key in WRAPPINGS:
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
         raise ModelFileError(f"{source} holds a {type(state).__name__}, expected a mapping of names to tensors")
-    return {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    return {_PREFIX.sub("", str(key)): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Report:

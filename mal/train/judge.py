@@ -51,11 +51,13 @@ class Judgement:
         threshold: the candidate at which the masks fit the boxes best.
         extent: IoU of the masks' extents with their boxes, at that threshold.
         flip: IoU of the masks of a crop and of its mirror image, at that threshold.
+        probability: (n, h, w) of the objects judged.
     """
 
     threshold: float
     extent: float
     flip: float
+    probability: Probability
 
     @property
     def value(self) -> float:
@@ -72,4 +74,4 @@ def judge(student: Student, samples: Samples, rows: NDArray[np.int64], config: T
     best = int(np.argmax(extents))
     threshold = config.thresholds[best]
     flip = float(np.mean([iou(a > threshold, b > threshold) for a, b in zip(plain, mirrored, strict=True)]))
-    return Judgement(threshold, extents[best], flip)
+    return Judgement(threshold, extents[best], flip, plain)

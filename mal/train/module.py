@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from mal.config import TrainConfig
 from mal.network.student import Student
@@ -46,6 +46,8 @@ class MalModule(LightningModule):
         self.student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.teacher = make_teacher(self.student)
         self.config, self.round, self.crf = config, round_, crf
+        parts: tuple[nn.Module, ...] = (student.backbone, student.head)
+        self.matrices = {name for part in parts for name, each in part.named_parameters() if each.ndim > 1}
         self.train()  # Lightning keeps the modes it finds, and a new BatchNorm would collect statistics
 
     def train(self, mode: bool = True) -> "MalModule":
@@ -63,10 +65,13 @@ class MalModule(LightningModule):
         config = self.config
         groups: list[dict[str, Any]] = []
         for part, rate in ((self.student.backbone, config.lr_backbone), (self.student.head, config.lr_head)):
-            train = [parameter for parameter in part.parameters() if parameter.requires_grad]
-            groups.append({"params": [p for p in train if p.ndim > 1], "lr": rate, "weight_decay": config.weight_decay})
-            groups.append({"params": [p for p in train if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+            train = [(name, parameter) for name, parameter in part.named_parameters() if parameter.requires_grad]
+            # Not by its shape now: FSDP leaves each device flat pieces, under longer names.
+            decayed = [name.replace("_fsdp_wrapped_module.", "") in self.matrices for name, _ in train]
+            for decay, weight in ((True, config.weight_decay), (False, 0.0)):
+                mine = [parameter for (_, parameter), each in zip(train, decayed, strict=True) if each == decay]
+                groups.append({"params": mine, "lr": rate, "weight_decay": weight})
+        optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=config.betas)
         steps = round_epochs(config, self.round) * epoch_steps(config)
         # LambdaLR sets the rate before the first step too: no step ever runs at the full rate by accident.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_share(step, steps, config))
@@ -77,8 +82,9 @@ class MalModule(LightningModule):
         terms = self.losses(batch)
         total = torch.stack(list(terms.values())).sum()
         self.log("loss", total, prog_bar=True, on_step=True, on_epoch=False)
+        crops = len(batch["trust"])
         for name, value in terms.items():
-            self.log(f"loss_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(batch["trust"]))
+            self.log(f"loss_{name}", value.detach(), on_step=False, on_epoch=True, batch_size=crops, sync_dist=True)
         return total
 
     def losses(self, batch: View) -> dict[str, Tensor]:
@@ -109,16 +115,18 @@ class MalModule(LightningModule):
             terms["crf"] = weights.crf * ramp * losses.dice(p, target, real).mean()
         return terms
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **words: Any) -> None:
         """The teacher follows each step; quickly at first, so that it forgets an untrained head."""
-        momentum = min(self.config.teacher_momentum, 1 - 1 / (self.global_step + 1))
-        follow(self.teacher, self.student, momentum)
+        super().optimizer_step(*args, **words)
+        # Lightning counts this step after this method.
+        follow(self.teacher, self.student, min(self.config.teacher_momentum, 1 - 1 / (self.global_step + 2)))
 
 
 def trainable(student: Student, config: TrainConfig, *, pretrained: bool) -> None:
-    """Fix what stays as it is: the stem of a pretrained backbone."""
-    if pretrained and config.freeze_stem:
-        for parameter in student.backbone.stem_parameters():
-            parameter.requires_grad_(False)
+    """Fix what stays as it is: some stages of a trained backbone."""
+    if pretrained and config.frozen:
+        for stage in range(config.frozen[0], config.frozen[1] + 1):
+            for parameter in student.backbone.stage_parameters(stage):
+                parameter.requires_grad_(False)
     if not config.lr_backbone:
         student.backbone.requires_grad_(False)

@@ -1,43 +1,32 @@
 """`mal train`: boxes -> crops -> labels -> rounds of training -> RUN/student.safetensors."""
 
-import json
-import logging
+import copy
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from lightning import Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from mal.config import ModelConstants, TrainConfig
 from mal.datasets import BoxFile, open_boxes
-from mal.errors import DeviceError, Interrupted, MalError, OutputError, UsageError
-from mal.network.checkpoint import load_student, save_student
-from mal.network.pretrained import PACKAGES, load_file, load_package
+from mal.errors import Interrupted, UsageError
+from mal.network.checkpoint import save_student
 from mal.network.student import Student
+from mal.train.console import bar, say
+from mal.train.fit import Round, check_devices, fit
 from mal.train.judge import judge, predict
-from mal.train.labels import Labels, labels_from_boxes, labels_from_student, to_label_grid
-from mal.train.module import MalModule, epoch_steps, round_epochs, trainable
-from mal.train.samples import Samples, Tick, cut_samples
-from mal.train.views import Draw, Views
-from mal.train.watch import Watch
-
-SHIPPED = Path(__file__).parents[1] / "models" / "student.safetensors"
-SHAPE = ("backbone", "size", "width", "expansion", "fill")  # what a trained student fixes
+from mal.train.labels import BACKGROUND, Labels, labels_from_boxes, labels_from_student, to_label_grid
+from mal.train.neighbours import claimed_by_smaller
+from mal.train.run_folder import remember, remembered
+from mal.train.samples import Samples, cut_samples, usable_rows
+from mal.train.start import SHAPE, origin, start_student
+from mal.train.tao import link_latest, train_task
+from mal.train.validation import Truth, read_truth
 
 
 def train_from_words(
@@ -67,6 +56,14 @@ def train_from_words(
         "student" if start == "student" else "none" if start == "none" else Path(start),
         resume,
     )
+
+
+def train_from_spec(spec: Path, overrides: Sequence[str]) -> Path:
+    """`train` with what a TAO MAL experiment spec gives; errors as there and in `tao.train_task`."""
+    task = train_task(spec, overrides)
+    student = train(task.config, task.boxes, task.images, task.out, task.start, task.resume)
+    link_latest(student)
+    return student
 
 
 def train(
@@ -100,24 +97,25 @@ def train(
     folders = [images] if isinstance(images, Path) else list(images or [])
     student_file = out / "student.safetensors"
     if resume:
-        config, files, folders = _remembered(out, config, files)
+        config, files, folders, start = remembered(out, config, files)
         if student_file.is_file():
             raise UsageError(f"{out} is complete: {student_file} exists")
     elif (out / "config.yaml").exists():
         raise UsageError(f"{out} holds a run already; add --resume to go on with it, or choose another folder")
+    check_devices(config)
     if not files:
         raise UsageError("no file of boxes given, e.g. mal train boxes.json --images images/")
     if folders and len(folders) != len(files):
         raise UsageError(f"{len(folders)} image folders for {len(files)} files of boxes; give one each, in order")
     opened = [open_boxes(file, folder) for file, folder in zip(files, folders or [None] * len(files), strict=True)]
-    student, constants, first = _start(config, start, resume)
+    student, constants, first = start_student(config, start)
+    adapting = start != "none"
     config = config.model_copy(update={key: getattr(constants, key) for key in SHAPE})
-    constants = constants.model_copy(update=_origin(config, opened, constants if first else None))
     if not resume:
-        _remember(out, config, opened, folders, start)
+        config = for_adapting(config, opened) if adapting else config
+        remember(out, config, opened, folders, start)
     try:
-        with _quiet():
-            return _Run(config, constants, opened, out, resume).go(student, first)
+        return _Run(config, constants, opened, out, resume, adapting).go(student, first)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; go on with: mal train --resume -o {out}") from None
 
@@ -126,79 +124,61 @@ class _Run:
     """One call of `train`, its inputs checked."""
 
     def __init__(
-        self, config: TrainConfig, constants: ModelConstants, files: list[BoxFile], out: Path, resume: bool
+        self,
+        config: TrainConfig,
+        constants: ModelConstants,
+        files: list[BoxFile],
+        out: Path,
+        resume: bool,
+        adapting: bool,
     ) -> None:
-        self.config, self.constants, self.files, self.out, self.resume = config, constants, files, out, resume
+        self.config, self.files, self.out, self.resume, self.adapting = config, files, out, resume, adapting
+        self.before = constants  # of the student that is adapted
+        self.constants = constants.model_copy(update=origin(config, files, constants if adapting else None))
         self.cache = config.cache or out / "cache"
 
     def go(self, student: Student, first: int) -> Path:
         """All rounds from `first` on; returns the student's file."""
         config = self.config
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
-        with _bar("cutting crops") as tick:
-            samples = cut_samples(self.files, config, self.cache, tick)
+        with bar("cutting crops") as tick:
+            samples = cut_samples(self.files, config, self.cache, tick, config.adapt.boxes if self.adapting else None)
         if samples.skipped:
             (self.out / "left_out.txt").write_text("\n".join(samples.skipped) + "\n")
-            _say(f"left out ({self.out / 'left_out.txt'}): {samples.skipped[0]}")
+            say(f"left out ({self.out / 'left_out.txt'}): {samples.skipped[0]}")
         aside = rows_aside(len(samples), config)
-        _say(
+        say(
             f"{len(samples)} boxes, {len(aside)} kept aside"
             if len(aside) < len(samples)
             else f"{len(samples)} boxes, too few to keep some aside: judged on the training boxes"
         )
+        truth = read_truth(config, self.cache / "val")
+        old = copy.deepcopy(student)
         checkpoint = self.out / "last.ckpt" if self.resume and (self.out / "last.ckpt").is_file() else None
         if checkpoint:
             first = int(torch.load(checkpoint, map_location="cpu", weights_only=False)["mal_round"])
-        for round_ in range(first, len(config.rounds)):
-            module = self.round(student, round_, samples, aside, checkpoint)
+        for number in range(first, len(config.rounds)):
+            labels = self.labels(student, number, samples)
+            weights = sampling_weights(samples, labels, aside, config)
+            module = fit(
+                Round(
+                    number,
+                    student,
+                    samples,
+                    labels,
+                    aside,
+                    weights,
+                    config,
+                    self.out,
+                    checkpoint,
+                    truth,
+                    self.constants,
+                    config.adapt.patience if self.adapting else 0,
+                )
+            )
             checkpoint, student = None, module.teacher
-        return self.finish(module, samples, aside)  # pyright: ignore[reportPossiblyUnboundVariable]  rounds >= 1
-
-    def round(
-        self, student: Student, round_: int, samples: Samples, aside: NDArray[np.int64], checkpoint: Path | None
-    ) -> MalModule:
-        """One round of training."""
-        config = self.config
-        labels = self.labels(student, round_, samples)
-        student.requires_grad_(True)
-        trainable(student, config, pretrained=round_ > 0 or config.pretrained != "none")
-        module = MalModule(student, config, round_, crf=round_ > 0 or not config.losses.label)
-        draw = Draw(
-            sampling_weights(samples, labels, aside, config), epoch_steps(config) * config.batch, config.seed, round_
-        )
-        loader = DataLoader(
-            Views(samples, labels, config, round_),
-            config.batch,
-            sampler=draw,
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
-            drop_last=True,
-        )
-        before = sum(round_epochs(config, earlier) * epoch_steps(config) * config.batch for earlier in range(round_))
-        terminal = sys.stderr.isatty()
-        trainer = Trainer(
-            accelerator="gpu" if torch.cuda.is_available() else "cpu",
-            devices=1,
-            precision=precision(config),
-            max_epochs=round_epochs(config, round_),
-            gradient_clip_val=config.clip,
-            logger=TensorBoardLogger(self.out, name="tensorboard", version=f"round-{round_ + 1}"),
-            callbacks=[Watch(self.out, samples, aside, config, before), *([RichProgressBar()] if terminal else [])],
-            enable_progress_bar=terminal,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            log_every_n_steps=min(10, epoch_steps(config)),
-            use_distributed_sampler=False,
-        )
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=False)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-        return module.cpu()
+        nets = {"teacher": module.teacher, "student": module.student.eval()}  # pyright: ignore[reportPossiblyUnboundVariable]  rounds >= 1
+        return self.finish(nets | ({"old": old.eval()} if self.adapting else {}), samples, aside, truth)
 
     def labels(self, student: Student, round_: int, samples: Samples) -> Labels:
         """Labels of a round, made once and kept in the cache: a resumed run trains on the same ones."""
@@ -209,7 +189,7 @@ class _Run:
         if made.is_file():
             labels = Labels.load(made)
         else:
-            with _bar("labels from boxes") as tick:
+            with bar("labels from boxes") as tick:
                 labels = labels_from_boxes(samples, config.labels, tick)
             labels.save(made)
         if round_ > 0:
@@ -217,31 +197,53 @@ class _Run:
             if self.resume and again.is_file():
                 labels = Labels.load(again)
             else:
-                with _bar("labels from the student") as tick, torch.autocast("cpu", torch.bfloat16, enabled=False):
+                with bar("labels from the student") as tick, torch.autocast("cpu", torch.bfloat16, enabled=False):
                     student = student.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
                     probability = predict(student, samples, np.arange(len(samples)), config, tick=tick)
                 grids = to_label_grid(probability, samples, config)
                 labels = labels_from_student(labels, grids, config.self_train)
+                if self.adapting:
+                    claimed = claimed_by_smaller(grids, samples, self.files, config.adapt.claimed)
+                    labels.maps[claimed] = BACKGROUND
                 labels.save(again)
         share, trust = float((labels.trust > 0).mean()), float(labels.trust.mean())
-        _say(f"round {round_ + 1}: {share:.3f} of the boxes have a label, mean trust {trust:.3f}")
+        say(f"round {round_ + 1}: {share:.3f} of the boxes have a label, mean trust {trust:.3f}")
         return labels
 
-    def finish(self, module: MalModule, samples: Samples, aside: NDArray[np.int64]) -> Path:
-        """Choose the better of teacher and student and the threshold, by boxes alone; write the file."""
-        nets = {"teacher": module.teacher, "student": module.student.eval()}
-        judged = {name: judge(net, samples, aside, self.config) for name, net in nets.items()}
-        name = max(judged, key=lambda each: judged[each].value)  # the teacher where they are equal
-        best = judged[name]
-        _say(f"{name} written: extent {best.extent:.3f}, flip {best.flip:.3f}, threshold {best.threshold:g}")
-        constants = self.constants.model_copy(update={"threshold": best.threshold})
+    def finish(self, nets: dict[str, Student], samples: Samples, aside: NDArray[np.int64], truth: Truth | None) -> Path:
+        """Choose the best network and its threshold, by the user's masks or by boxes alone; write the file."""
+        judged: dict[str, tuple[float, float]] = {}
+        for name, net in nets.items():
+            if truth:
+                judged[name] = truth.best(net, self.config)
+            else:
+                each = judge(net, samples, aside, self.config)
+                judged[name] = each.value, each.threshold
+        name = max(judged, key=lambda each: judged[each][0])  # the first where they are equal
+        how = "masks of val" if truth else "boxes alone"
+        say(f"judged by {how}: " + ", ".join(f"{each} {value:.4f}" for each, (value, _) in judged.items()))
         path = self.out / "student.safetensors"
-        save_student(path, nets[name], constants)
+        if name == "old":
+            say(f"adapting did not help: {path} is the student that it started from, unchanged")
+            save_student(path, nets[name], self.before)
+        else:
+            threshold = judged[name][1]
+            say(f"{name} written, threshold {threshold:g}")
+            save_student(path, nets[name], self.constants.model_copy(update={"threshold": threshold}))
         for leftover in self.out.glob("labels-round-*.npz"):
             leftover.unlink()
         if self.config.cache is None:
             shutil.rmtree(self.cache, ignore_errors=True)
         return path
+
+
+def for_adapting(config: TrainConfig, files: Sequence[BoxFile]) -> TrainConfig:
+    """Settings of an adaptation: as many crops as the boxes deserve, in eight parts; what the user set stays."""
+    count = min(config.adapt.boxes, sum(len(usable_rows(file, config)) for file in files))
+    least, most = config.adapt.crops
+    crops = round(min(most, max(least, count * config.adapt.passes)))
+    found = {"rounds": (*config.rounds[:1], crops), "epoch_crops": max(config.batch, crops // 8)}
+    return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
 
 
 def rows_aside(count: int, config: TrainConfig) -> NDArray[np.int64]:
@@ -263,177 +265,3 @@ def sampling_weights(
     if len(aside) < len(samples):
         weights[aside] = 0
     return weights if weights.any() else np.ones(len(samples))
-
-
-def precision(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
-    """What the network computes in: fp16 on CUDA; on a CPU bfloat16 where it has instructions for it.
-
-    Measured on this project's 2 cores (avx512_bf16), MobileNetV2 at 192: 68 crops/s against 43.
-    """
-    if config.precision == "auto":
-        if torch.cuda.is_available():
-            return "16-mixed"
-        return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() else "32-true"  # pyright: ignore
-    if config.precision == "16" and not torch.cuda.is_available():
-        raise DeviceError("precision=16 needs a CUDA GPU; use bf16 or 32")
-    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]  # pyright: ignore
-
-
-def _start(config: TrainConfig, start: str | Path, resume: bool) -> tuple[Student, ModelConstants, int]:
-    """The network to start from, its constants, and the round it starts at."""
-    torch.manual_seed(config.seed)
-    if start == "none" or resume:
-        constants = ModelConstants(
-            name=config.name,
-            backbone=config.backbone,
-            size=config.size,
-            width=config.width,
-            expansion=config.expansion,
-            fill=config.fill,
-            licence=config.licence,
-        )
-        student = Student(constants)
-        if start == "none" and not resume:
-            _load_backbone(student, config)
-        return student, constants, 0
-    file = SHIPPED if start == "student" else Path(start)
-    student, constants = load_student(file)
-    for key in SHAPE:
-        if key in config.model_fields_set and getattr(config, key) != getattr(constants, key):
-            raise UsageError(
-                f"{key}={getattr(config, key)} contradicts {file.name}, which has {getattr(constants, key)}; "
-                "leave it out, or start with --from none"
-            )
-    return student, constants, min(1, len(config.rounds) - 1)
-
-
-def _load_backbone(student: Student, config: TrainConfig) -> None:
-    source = config.pretrained
-    net = student.backbone.net.model if hasattr(student.backbone.net, "model") else student.backbone.net
-    if source == "auto":
-        known = [name for name, package in PACKAGES.items() if package.timm_name == student.backbone.name]
-        if not known:
-            raise UsageError(
-                f"no weights known for backbone {student.backbone.name!r}; give pretrained=FILE, "
-                "or pretrained=none to start from random numbers (much worse)"
-            )
-        source = known[0]
-    if source == "none":
-        return
-    if source in PACKAGES:
-        if PACKAGES[source].timm_name != student.backbone.name:
-            raise UsageError(f"pretrained={source} is for backbone {PACKAGES[source].timm_name}, not {config.backbone}")
-        _say(str(load_package(source, net, config.pretrained_file)))
-    else:
-        _say(str(load_file(Path(source), net)))
-
-
-def _origin(config: TrainConfig, files: list[BoxFile], before: ModelConstants | None) -> dict[str, Any]:
-    """Constants that say where the weights come from."""
-    names = ", ".join(f"{file.path.parent.name}/{file.path.name} (boxes)" for file in files)
-    data = config.training_data or names
-    if before:
-        data = f"{before.training_data}; then {data}"
-    return {
-        "name": config.name,
-        "licence": config.licence,
-        "training_data": data,
-        "revision": _revision(),
-        "config_hash": config.digest(),
-        "crf_iterations": config.refine_iterations,
-        "crf_zeta": config.refine_zeta,
-    }
-
-
-def _revision() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
-
-
-def _remember(out: Path, config: TrainConfig, files: list[BoxFile], folders: list[Path], start: str | Path) -> None:
-    """Write what a resumed run needs to know."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        config.write(out / "config.yaml")
-        story = {
-            "boxes": [str(file.path.resolve()) for file in files],
-            "sha256": [file.sha256 for file in files],
-            "images": [str(folder.resolve()) for folder in folders],
-            "start": str(start),
-        }
-        (out / "inputs.json").write_text(json.dumps(story, indent=1))
-    except OSError as error:
-        raise OutputError(f"cannot write into {out}: {error.strerror}") from None
-
-
-def _remembered(out: Path, config: TrainConfig, files: list[Path]) -> tuple[TrainConfig, list[Path], list[Path]]:
-    """Settings and inputs of an interrupted run, checked against what is asked for now."""
-    if not (out / "config.yaml").is_file() or not (out / "inputs.json").is_file():
-        raise UsageError(f"nothing to resume in {out}: it has no config.yaml and inputs.json of a run")
-    stored = TrainConfig.load(out / "config.yaml")
-    for key in config.model_fields_set:
-        if getattr(config, key) != getattr(stored, key):
-            raise UsageError(f"{key}={getattr(config, key)} differs from the run in {out} ({getattr(stored, key)})")
-    story = json.loads((out / "inputs.json").read_text())
-    known = [Path(name) for name in story["boxes"]]
-    if files and [file.resolve() for file in files] != known:
-        raise UsageError(f"the run in {out} was started on {', '.join(story['boxes'])}; resume it without box files")
-    for file, digest in zip(known, story["sha256"], strict=True):
-        if open_boxes(file).sha256 != digest:
-            raise UsageError(f"{file} has changed since the run in {out} began; start a new run")
-    return stored, known, [Path(name) for name in story["images"]]
-
-
-@contextmanager
-def _bar(title: str) -> Generator[Tick]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-
-        def tick(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield tick
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Lightning's advice that does not apply here is not the user's business."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers.*",  # views cost a twentieth of a step
-            ".*module\\(s\\) in eval mode.*",  # the teacher and BatchNorm, on purpose
-            ".*Experiment logs directory.*",
-            ".*lr_scheduler.step.*",
-            ".*isinstance\\(treespec, LeafSpec\\).*",
-        ):
-            warnings.filterwarnings("ignore", message)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-__all__ = ["MalError", "train", "train_from_words"]

@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class Samples:
         expansion: of the cached crops.
         skipped: lines that say which boxes are not here and why.
         key: digest of what the crops were cut from and how.
+        row: (N,) int64, which annotation of its box file.
     """
 
     pixels: NDArray[np.uint8]
@@ -46,9 +47,23 @@ class Samples:
     expansion: float
     skipped: list[str]
     key: str = ""
+    row: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps the same file instead of getting a copy of all crops."""
+        state = dict(self.__dict__)
+        if isinstance(self.pixels, np.memmap) and self.pixels.filename is not None:
+            state["pixels"] = Path(self.pixels.filename), len(self.pixels)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["pixels"], tuple):
+            file, count = state["pixels"]
+            state["pixels"] = np.load(file, mmap_mode="r")[:count]
+        self.__dict__.update(state)
 
     @property
     def box(self) -> NDArray[np.float32]:
@@ -62,7 +77,9 @@ class Samples:
         return np.array([0.5 - share, 0.5 - share, 0.5 + share, 0.5 + share]) * self.pixels.shape[1]
 
 
-def cut_samples(files: Sequence[BoxFile], config: TrainConfig, folder: Path, tick: Tick | None = None) -> Samples:
+def cut_samples(
+    files: Sequence[BoxFile], config: TrainConfig, folder: Path, tick: Tick | None = None, most: int | None = None
+) -> Samples:
     """Cut the training crops of some box files, or find them already cut.
 
     Args:
@@ -70,36 +87,55 @@ def cut_samples(files: Sequence[BoxFile], config: TrainConfig, folder: Path, tic
         config: cache_expansion, cache_size, cache_gb, min_side and fill count here.
         folder: where the cache lies; made if missing.
         tick: called as images are done.
+        most: boxes at most; more are drawn at random, by image.
 
     Raises:
         InputError: no box can be used, or not even one crop fits into cache_gb.
         OutputError: the cache cannot be written.
     """
     table, pixels = folder / "crops.npz", folder / "crops.npy"
-    key = _key(files, config)
+    room = int(cache_bytes(config) / (config.cache_size**2 * 3))
+    key = _key(files, config, most)
     if table.is_file():
         with np.load(table) as found:
             if str(found["key"]) == key:
                 valid, skipped = found["valid"], [str(line) for line in found["skipped"]]
                 kept = np.load(pixels, mmap_mode="r")[: len(valid)]
-                return Samples(kept, valid, found["source"], config.cache_expansion, skipped, key)
+                return Samples(kept, valid, found["source"], config.cache_expansion, skipped, key, found["row"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table.unlink(missing_ok=True)
-        samples = replace(_cut(files, config, pixels, tick or (lambda done, total: None)), key=key)
+        samples = replace(
+            _cut(files, config, pixels, tick or (lambda done, total: None), min(room, most or room)), key=key
+        )
         lines = np.array(samples.skipped, str)
-        np.savez(table, valid=samples.valid, source=samples.source, skipped=lines, key=np.array(key))
+        np.savez(table, valid=samples.valid, source=samples.source, row=samples.row, skipped=lines, key=np.array(key))
     except OSError as error:
         raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
     return samples
 
 
-def _key(files: Sequence[BoxFile], config: TrainConfig) -> str:
+def _key(files: Sequence[BoxFile], config: TrainConfig, most: int | None) -> str:
     settings = config.model_dump(
-        mode="json", include={"cache_expansion", "cache_size", "cache_gb", "min_side", "fill", "seed"}
+        mode="json", include={"cache_expansion", "cache_size", "cache_gb", "min_side", "areas", "fill", "seed"}
     )
-    text = json.dumps([[file.sha256 for file in files], settings], sort_keys=True)
+    text = json.dumps([[file.sha256 for file in files], settings, most], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def cache_bytes(config: TrainConfig) -> float:
+    """Bound of the crop cache: cache_gb, else half the memory that is free, so that crops are read from memory.
+
+    Rounded down to 2^28 bytes; on a machine that does not tell, 4 GB.
+    """
+    if config.cache_gb is not None:
+        return config.cache_gb * 2**30
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 4 * 2**30
+    return max(1, free // 2 // 2**28) * 2**28
 
 
 @dataclass(frozen=True)
@@ -113,21 +149,28 @@ class _Job:
     first: int
 
 
+def usable_rows(file: BoxFile, config: TrainConfig) -> NDArray[np.int64]:
+    """Rows of a box file that can be trained on as far as the file tells, by image; min_side and areas count."""
+    sides = file.boxes[:, 2:] - file.boxes[:, :2]
+    with np.errstate(invalid="ignore", over="ignore"):
+        area = sides.prod(1)
+        large = (sides.min(1, initial=np.inf) >= config.min_side) & (area > config.areas[0]) & (area < config.areas[1])
+    good = large & np.isfinite(file.boxes).all(1) & ~file.crowd & (file.image_row >= 0)
+    order = file.order()
+    return order[good[order]]
+
+
 def _jobs(files: Sequence[BoxFile], config: TrainConfig, skipped: list[str]) -> tuple[list[_Job], int]:
     jobs: list[_Job] = []
     total = 0
     for source, file in enumerate(files):
-        order = file.order()
-        sides = file.boxes[:, 2:] - file.boxes[:, :2]
-        with np.errstate(invalid="ignore"):
-            large = np.isfinite(file.boxes).all(1) & (sides.min(1, initial=np.inf) >= config.min_side)
-        good = large & ~file.crowd & (file.image_row >= 0)
-        if len(file) - int(good.sum()):
+        order = usable_rows(file, config)
+        if len(file) - len(order):
+            crowd, lost = int(file.crowd.sum()), int((file.image_row < 0).sum())
             skipped.append(
-                f"{file.path.name}: {int(file.crowd.sum())} crowd regions, {int((~large & ~file.crowd).sum())} boxes "
-                f"unreadable or under {config.min_side:g} px, {int((file.image_row < 0).sum())} without image"
+                f"{file.path.name}: {len(file) - len(order)} boxes: {crowd} crowd regions, {lost} without image, "
+                f"others unreadable, under {config.min_side:g} px or not of an area within {config.areas}"
             )
-        order = order[good[order]]
         starts = np.flatnonzero(np.diff(file.image_row[order], prepend=-2))
         for rows in np.split(order, starts[1:]) if len(order) else []:
             jobs.append(_Job(file, source, int(file.image_row[rows[0]]), rows, total))
@@ -144,9 +187,9 @@ def _draw(jobs: list[_Job], room: int, config: TrainConfig, skipped: list[str]) 
             drawn.append(jobs[index])
             total += len(jobs[index].rows)
     if not drawn:
-        raise InputError(f"cache_gb={config.cache_gb:g} has room for {room} crops; raise it or lower cache_size")
+        raise InputError(f"there is room for {room} crops in all, less than one image has; raise cache_gb")
     left = sum(len(job.rows) for job in jobs) - total
-    skipped.append(f"{left} boxes: cache_gb={config.cache_gb:g} has room for {room} crops; drawn at random by image")
+    skipped.append(f"{left} boxes: there is room for {room} (cache_gb, adapt.boxes); drawn at random by image")
     ordered: list[_Job] = []
     first = 0
     for job in sorted(drawn, key=lambda job: job.first):
@@ -155,16 +198,17 @@ def _draw(jobs: list[_Job], room: int, config: TrainConfig, skipped: list[str]) 
     return ordered, total
 
 
-def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) -> Samples:
+def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick, room: int) -> Samples:
     skipped: list[str] = []
     jobs, total = _jobs(files, config, skipped)
     if not total:
         raise InputError(f"no usable box in {', '.join(str(file.path) for file in files)}: {'; '.join(skipped)}")
     size = config.cache_size
-    if (room := int(config.cache_gb * 2**30 / (size * size * 3))) < total:
+    if room < total:
         jobs, total = _draw(jobs, room, config, skipped)
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size, 3))
     valid, source = np.zeros((total, 4), np.float32), np.full(total, -1, np.int32)
+    origin = np.zeros(total, np.int64)
 
     def one(job: _Job) -> str | None:
         table = job.file.images
@@ -184,7 +228,7 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) 
             pixels[row] = cut_crop(image, rect, size, config.fill)
             span = np.tile(rect[2:] - rect[:2], 2)
             edges = np.array([0, 0, width, height]) - np.tile(rect[:2], 2)
-            valid[row], source[row] = np.clip(edges / span, 0, 1), job.source
+            valid[row], source[row], origin[row] = np.clip(edges / span, 0, 1), job.source, job.rows[offset]
         lost = int((~usable).sum())
         return f"{name}: {lost} boxes outside the image" if lost else None
 
@@ -199,7 +243,7 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick) 
         for to, row in enumerate(kept):
             pixels[to] = pixels[row]
     pixels.flush()
-    return Samples(pixels[: len(kept)], valid[kept], source[kept], config.cache_expansion, skipped)
+    return Samples(pixels[: len(kept)], valid[kept], source[kept], config.cache_expansion, skipped, row=origin[kept])
 
 
 def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

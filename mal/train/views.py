@@ -4,6 +4,7 @@ Every random number of a view comes from (seed, round, number of the sample in t
 views, interrupted or not, whatever the workers.
 """
 
+import time
 from collections.abc import Iterator
 from typing import TypedDict
 
@@ -28,6 +29,7 @@ class View(TypedDict):
     box, valid: (4,) the box, and the image's part of the window.
     target: (1, h, w) float32, share of object; known: (1, h, w) float32, 1 where target means something.
     trust: () float32, weight of the label.
+    seconds: () float32, what making the view took: the loader's speed, whoever does it.
     """
 
     student: Tensor
@@ -37,6 +39,7 @@ class View(TypedDict):
     target: Tensor
     known: Tensor
     trust: Tensor
+    seconds: Tensor
 
 
 class Views(Dataset[View]):
@@ -47,6 +50,7 @@ class Views(Dataset[View]):
         self.occluders = Occluders(samples, labels)
 
     def __getitem__(self, key: tuple[int, int]) -> View:
+        started = time.perf_counter()
         row, number = key
         config, samples = self.config, self.samples
         rng = np.random.default_rng((config.seed, self.round, number))
@@ -73,6 +77,7 @@ class Views(Dataset[View]):
             target=torch.from_numpy(target / np.maximum(known, 1e-3))[None],
             known=torch.from_numpy((known > 0.6).astype(np.float32))[None],
             trust=torch.tensor(self.labels.trust[row]),
+            seconds=torch.tensor(time.perf_counter() - started),
         )
 
 
@@ -82,23 +87,37 @@ class Draw(Sampler[tuple[int, int]]):
     Args:
         weights: (N,) chances, of any sum.
         count: samples an epoch.
+        part: this process and how many there are; together they see what one alone would, step by step.
+        batch: samples that a process sees at once.
     """
 
-    def __init__(self, weights: NDArray[np.float64], count: int, seed: int, round_: int) -> None:
+    def __init__(
+        self,
+        weights: NDArray[np.float64],
+        count: int,
+        seed: int,
+        round_: int,
+        part: tuple[int, int] = (0, 1),
+        batch: int = 1,
+    ) -> None:
         self.weights, self.count, self.seed, self.round, self.epoch = weights, count, seed, round_, 0
+        self.part, self.batch = part, batch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch, also after a resume."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // self.part[1]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng((self.seed, self.round, self.epoch, 1))
         rows = rng.choice(len(self.weights), self.count, p=self.weights / self.weights.sum())
         first = self.epoch * self.count
-        return ((int(row), first + offset) for offset, row in enumerate(rows))
+        mine, processes = self.part
+        return (
+            (int(row), first + offset) for offset, row in enumerate(rows) if offset // self.batch % processes == mine
+        )
 
 
 def _window(box: NDArray[np.float32], drift: tuple[float, float], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -12,13 +12,16 @@ from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 
-from mal.config import TrainConfig
+from mal.config import ModelConstants, TrainConfig
 from mal.crops import cut_crop
 from mal.errors import OutputError
-from mal.train.judge import Probability, judge, predict
+from mal.network.checkpoint import save_student
+from mal.train.judge import Probability, judge
 from mal.train.labels import iou
-from mal.train.module import MalModule
+from mal.train.module import MalModule, epoch_steps
 from mal.train.samples import Samples
+from mal.train.validation import Truth
+from mal.train.views import View
 
 
 class Watch(Callback):
@@ -29,80 +32,136 @@ class Watch(Callback):
         samples: all training crops.
         aside: rows of the samples judged.
         before: crops seen in earlier rounds.
-        total: crops of the whole run.
+        truth: objects with true masks to judge by, or None.
+        constants: of the student, for the files that are kept.
+        patience: judgements without progress that end the round; 0: never.
+        whole: a copy of the module to judge with, where the module itself is spread over devices (FSDP).
     """
 
-    def __init__(self, run: Path, samples: Samples, aside: NDArray[np.int64], config: TrainConfig, before: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        samples: Samples,
+        aside: NDArray[np.int64],
+        config: TrainConfig,
+        before: int,
+        truth: Truth | None,
+        constants: ModelConstants,
+        patience: int,
+        whole: MalModule | None,
+    ) -> None:
         self.run, self.samples, self.aside, self.config, self.before = run, samples, aside, config, before
-        self.started = time.perf_counter()
+        self.truth, self.constants, self.patience, self.whole = truth, constants, patience, whole
+        self.started = self.batch_started = time.perf_counter()
+        self.stepping = self.making = 0.0  # seconds of this epoch: of the steps, and of making the views for them
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clocks."""
+        self.started, self.stepping, self.making = time.perf_counter(), 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A step begins."""
+        self.batch_started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: View, batch_idx: int
     ) -> None:
-        """Show the speed."""
+        """A step is done; show the speed."""
+        now = time.perf_counter()
+        self.stepping += now - self.batch_started
+        self.making += float(batch["seconds"].sum()) / max(1, self.config.workers)
         if batch_idx % 10 == 9:
-            rate = (batch_idx + 1) * self.config.batch / (time.perf_counter() - self.started)
-            pl_module.log("crops_per_s", rate, prog_bar=True, logger=False)
+            crops = (batch_idx + 1) * len(batch["trust"]) * self.config.devices
+            pl_module.log("crops_per_s", crops / (now - self.started), prog_bar=True, logger=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge, draw, write the metrics, then the checkpoint."""
         assert isinstance(pl_module, MalModule)
+        part = self.run / "last.ckpt.part"
+        # Means over all processes, so all of them have to ask.
+        if self.whole:  # all of them give their part, the first gets it together
+            state = trainer.strategy.lightning_module_state_dict()
+            if trainer.is_global_zero:
+                self.whole.load_state_dict(state)
+        means = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "loss_" in name}
+        try:
+            if trainer.is_global_zero:
+                self._tell(trainer, self.whole or pl_module, means)
+            trainer.should_stop = bool(trainer.strategy.broadcast(trainer.is_global_zero and self._stuck()))
+            trainer.save_checkpoint(part)  # together: several processes wait for each other here
+            if trainer.is_global_zero:
+                os.replace(part, self.run / "last.ckpt")
+        except OSError as error:
+            raise OutputError(f"cannot write into {self.run}: {error.strerror or error}") from None
+
+    def _tell(self, trainer: Trainer, pl_module: MalModule, losses: dict[str, float]) -> None:
+        """Judge, draw, write and print one epoch's row; the first process does it for all."""
         config, epoch = self.config, trainer.current_epoch + 1
         seconds = time.perf_counter() - self.started
-        crops = trainer.num_training_batches * config.batch
-        pl_module.student.eval()
-        nets = pl_module.student, pl_module.teacher
-        student, teacher = (judge(net, self.samples, self.aside, config) for net in nets)
-        own = predict(pl_module.student, self.samples, self.aside, config) > teacher.threshold
-        probability = predict(pl_module.teacher, self.samples, self.aside, config)
-        pl_module.train()
+        crops = epoch_steps(config) * config.batch
         row: dict[str, float | int] = {
             "round": pl_module.round + 1,
             "epoch": epoch,
             "crops": self.before + epoch * crops,
-            **{
-                name: round(float(trainer.callback_metrics[name]), 5)
-                for name in sorted(trainer.callback_metrics)
-                if name.startswith("loss_")
-            },
+            **losses,
             "lr_head": trainer.optimizers[0].param_groups[-1]["lr"],
-            "extent_student": student.extent,
-            "extent_teacher": teacher.extent,
-            "flip_student": student.flip,
-            "flip_teacher": teacher.flip,
-            "agreement": float(np.mean([iou(a, b > teacher.threshold) for a, b in zip(own, probability, strict=True)])),
-            "threshold": teacher.threshold,
             "crops_per_s": crops / seconds,
+            "step_crops_per_s": crops / self.stepping,
+            "loader_crops_per_s": crops / self.making,
         }
+        if epoch % config.validate_every == 0 or epoch == trainer.max_epochs:
+            row |= self._judge(pl_module, f"round-{pl_module.round + 1}-epoch-{epoch:02d}.jpg")
         row = {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
         for logger in trainer.loggers:
             logger.log_metrics(dict(row), trainer.global_step)
-        try:
-            self._write_row(row)
-            name = f"round-{pl_module.round + 1}-epoch-{epoch:02d}.jpg"
-            write_preview(self.run / "preview" / name, self.samples, self.aside, probability, teacher.threshold, config)
-            part = self.run / "last.ckpt.part"
-            trainer.save_checkpoint(part)
-            os.replace(part, self.run / "last.ckpt")
-        except OSError as error:
-            raise OutputError(f"cannot write into {self.run}: {error.strerror or error}") from None
+        self._write_row(row)
+        total = row["crops"] // crops
+        if config.keep_every and total % config.keep_every == 0:
+            name = f"model_epoch_{total:03d}_step_{row['crops'] // config.batch:05d}.safetensors"
+            save_student(self.run / name, pl_module.teacher, self.constants)
         if not trainer.progress_bar_callback:
             print("  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
-        self.started = time.perf_counter()
+
+    def _judge(self, pl_module: MalModule, picture: str) -> dict[str, float | int]:
+        """Student and teacher judged by boxes alone, and by the user's masks where there are some; draw a preview."""
+        config = self.config
+        pl_module.student.eval()
+        nets = {"student": pl_module.student, "teacher": pl_module.teacher}
+        by_boxes = {name: judge(net, self.samples, self.aside, config) for name, net in nets.items()}
+        threshold, probability = by_boxes["teacher"].threshold, by_boxes["teacher"].probability
+        own = by_boxes["student"].probability > threshold
+        row: dict[str, float | int] = {}
+        for name, each in by_boxes.items():
+            row |= {f"extent_{name}": each.extent, f"flip_{name}": each.flip}
+        row["agreement"] = float(np.mean([iou(a, b > threshold) for a, b in zip(own, probability, strict=True)]))
+        row |= {"threshold": threshold, "value": by_boxes["teacher"].value}
+        if self.truth:
+            row |= {f"miou_{name}": self.truth.best(net, config)[0] for name, net in nets.items()}
+            row["value"] = row["miou_teacher"]
+        pl_module.train()
+        write_preview(self.run / "preview" / picture, self.samples, self.aside, probability, threshold, config)
+        return row
+
+    def _stuck(self) -> bool:
+        """Whether the judgements of this round did not rise for `patience` times; read back, so a resume knows too."""
+        if not self.patience:
+            return False
+        rows = self._rows()
+        here = [float(row["value"]) for row in rows if row["round"] == rows[-1]["round"] and row["value"]]
+        return len(here) - 1 - int(np.argmax(here)) >= self.patience
+
+    def _rows(self) -> list[dict[str, Any]]:
+        path = self.run / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
 
     def _write_row(self, row: dict[str, float | int]) -> None:
-        path = self.run / "metrics.csv"
-        rows: list[dict[str, Any]] = []
-        if path.is_file():
-            with path.open(newline="") as file:  # an epoch that is done again replaces its row
-                rows = [old for old in csv.DictReader(file) if int(old["crops"]) < row["crops"]]
-        rows.append(row)
+        rows = [old for old in self._rows() if int(old["crops"]) < row["crops"]]  # an epoch done again replaces its row
+        rows.append(dict(row))
         names = list(dict.fromkeys(name for each in rows for name in each))
-        with path.open("w", newline="") as file:
+        with (self.run / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(rows)

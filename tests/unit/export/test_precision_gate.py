@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tensorrt_parts import SIZE, constants, tiny_model
 
+from mal.datasets.segmentations import to_rle
 from mal.errors import ParityError
-from mal.evaluation.segmentations import to_rle
 from mal.export.gate_crops import GateCrops
 from mal.export.parity import Model, onnx_model
 from mal.export.precision_gate import PrecisionParity, compare_precision

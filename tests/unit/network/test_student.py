@@ -137,6 +137,56 @@ def test_the_position_table_of_a_vit_is_resampled(tmp_path: Path) -> None:
     assert torch.equal(net.pos_embed[:, 0], whole.pos_embed[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        ("model", ""),  # MAE, DeiT
+        ("teacher", "backbone."),  # DINO, DINOv2
+        ("teacher", "module.backbone."),
+        ("state_dict", "module.base_encoder."),  # MoCo v3
+        (None, ""),  # timm
+    ],
+)
+def test_backbones_of_mae_deit_dino_and_moco_files(tmp_path: Path, wrap: str | None, prefix: str) -> None:
+    """Files made here in their layouts: weights of 224 for a student of 64, among what its own training left there."""
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    state: dict[str, object] = {prefix + key: value for key, value in whole.state_dict().items()}
+    state |= {"mask_token": torch.zeros(1, 1, 192), "decoder_blocks.0.norm1.weight": torch.zeros(8)}
+    content = {wrap: state, "student": {}, "epoch": 3, "optimizer": {"lr": 0.1}} if wrap else state
+    torch.save(content, tmp_path / "weights.pth")
+    net = Backbone("vit_tiny_patch16_224", 64).net.model
+    report = load_file(tmp_path / "weights.pth", net)
+    assert report.missing == []
+    assert torch.equal(net.blocks[3].attn.qkv.weight, whole.blocks[3].attn.qkv.weight)
+    assert net.pos_embed.shape == (1, 17, 192)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [("vit_tiny_patch16_224", 12), ("mobilenetv2_035", 6), ("resnet10t", 4), ("swin_tiny_patch4_window7_224", 4)],
+)
+def test_stages_are_told_apart(name: str, stages: int) -> None:
+    backbone = Backbone(name, 64)
+    parts = [{id(p) for p in backbone.stage_parameters(stage)} for stage in range(stages + 1)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    with pytest.raises(UsageError, match=f"0 to {stages}, not {stages + 1}"):
+        backbone.stage_parameters(stages + 1)
+
+
+@pytest.mark.slow
+def test_vit_tiny_learns_at_512() -> None:
+    """One step at the paper's size. ViT-S and ViT-B differ in width alone: they are built, without memory."""
+    student = Student(ModelConstants(backbone="vit-deit-tiny/16", size=512, width=64))
+    logits = student.logits(torch.rand(1, 3, 512, 512) * 255)
+    assert logits.shape == (1, 1, 128, 128)
+    logits.mean().backward()
+    assert all(p.grad is not None for p in student.head.parameters() if p.requires_grad)
+    for name in ("vit-deit-small/16", "vit-mae-base/16"):
+        with torch.device("meta"):
+            assert Backbone(name, 512).strides == [16, 16, 16, 16]
+
+
 def test_weights_that_match_nothing_or_run_code_are_refused(student: Student, tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(ModelFileError, match="none of its 1 tensors"):

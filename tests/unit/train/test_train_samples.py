@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from mal.config import TrainConfig
 from mal.datasets import open_boxes
 from mal.errors import InputError
 from mal.train.labels import Labels
-from mal.train.samples import Samples, cut_samples
+from mal.train.samples import Samples, cache_bytes, cut_samples
 from mal.train.views import Draw, Views
 
 
@@ -58,9 +59,29 @@ def test_the_cache_is_bounded_and_what_has_no_room_is_said(make_data, quick: Tra
     part = cut_samples(files, quick.model_copy(update={"cache_gb": 2.5 * crop}), tmp_path / "part")
     assert len(part) == 2
     assert all(any(np.array_equal(crop, other) for other in whole.pixels) for crop in part.pixels)
-    assert "3 boxes: cache_gb" in part.skipped[0]
+    assert "3 boxes: there is room for 2" in part.skipped[0]
+    most = cut_samples(files, quick, tmp_path / "most", most=3)
+    assert len(most) == 3
+    assert most.row.tolist() == sorted(set(most.row.tolist()))
+    assert np.array_equal(most.pixels[0], whole.pixels[most.row[0]])
     with pytest.raises(InputError, match="room for 0"):
         cut_samples(files, quick.model_copy(update={"cache_gb": 1e-9}), tmp_path / "none")
+
+
+def test_the_cache_takes_half_the_free_memory_unless_told(quick: TrainConfig) -> None:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    whole = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+    assert 0 < cache_bytes(quick) <= whole / 2
+    assert cache_bytes(quick.model_copy(update={"cache_gb": 3.0})) == 3 * 2**30
+
+
+def test_another_process_maps_the_same_crops(make_data, quick: TrainConfig, tmp_path: Path) -> None:
+    samples = cut_samples([open_boxes(make_data(3))], quick, tmp_path / "cache")
+    sent = pickle.dumps(samples)
+    assert len(sent) < samples.pixels[0].nbytes
+    again = pickle.loads(sent)
+    assert np.array_equal(again.pixels, samples.pixels)
+    assert np.array_equal(again.row, samples.row)
 
 
 def test_a_second_run_finds_the_crops_cut_unless_the_boxes_changed(

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from mal.datasets.segmentations import to_mask, to_rle
 from mal.errors import InputError
-from mal.evaluation.segmentations import to_mask, to_rle
 
 SQUARE = np.zeros((6, 8), bool)
 SQUARE[1:4, 2:7] = True
