@@ -105,6 +105,8 @@ def export_model(
         OutputError: the output cannot be written.
         ModuleNotFoundError: torch, onnx or onnxruntime is not installed (`mal` names the extra).
     """
+    if target in ("triton", "deepstream") and engine not in (None, EngineOptions()):
+        raise UsageError(f"--profile, --chips and the like are for engines; target {target} builds none")
     if target == "triton":
         from mal.export.triton import export_triton
 

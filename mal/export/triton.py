@@ -90,7 +90,9 @@ def export_triton(
         with new_folder(path) as folder:
             write_repository(folder, report.output, plan.facts if plan else None)
             manifest_path(path).write_bytes(dump(manifest))
-    return replace(report, output=path, manifest=manifest)
+    return replace(
+        report, output=path, manifest=manifest, hint=f"where Triton is, start it as {path / 'README.md'} says"
+    )
 
 
 def write_repository(folder: Path, model: Path, engine: EngineFacts | None = None) -> None:

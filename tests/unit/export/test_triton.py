@@ -19,6 +19,7 @@ from triton_parts import Request, load_model, server
 
 import mal
 from mal.errors import ModelFileError, OutputError, UsageError
+from mal.export.engine_options import EngineOptions, Profile
 from mal.export.export import export_model
 from mal.export.triton import pbtxt, write_repository
 from mal.masks import decode
@@ -181,6 +182,7 @@ def test_an_engine_is_served_with_its_plugin(tmp_path: Path) -> None:
         ({"plugin": "gone.so"}, {}, ModelFileError, "needs gone.so beside it"),
         ({"onnx": "gone.onnx"}, {}, ModelFileError, "needs gone.onnx beside it"),
         ({}, {"refine": 2}, UsageError, "built already"),
+        ({}, {"engine": EngineOptions(Profile(1, 8, 8))}, UsageError, "are for engines"),
         ({}, {"output": "full"}, UsageError, "something in it"),
         ({}, {"output": "x.onnx"}, UsageError, "is a file"),
         ({}, {"output": "no/where"}, OutputError, "there is no folder"),
