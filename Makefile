@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: demo test check gpu train-student format clean
+.PHONY: demo test check soak gpu train-student format clean
 
 demo: .venv/labelling
 	$(BIN)/mal demo
@@ -17,6 +17,10 @@ check: .venv/everything
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Long proofs at their whole size; their logs are in benchmarks/results.
+soak: .venv/everything
+	MAL_SOAK_OBJECTS=100000 $(BIN)/pytest -s tests/deepstream/test_soak.py
 
 # What only a GPU can show (docs/gpu-checks.md); without one it stops at once.
 gpu: .venv/everything

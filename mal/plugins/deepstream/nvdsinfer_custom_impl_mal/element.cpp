@@ -40,14 +40,21 @@ G_DEFINE_TYPE(MalNvInfer, mal_nv_infer, GST_TYPE_BIN)
 
 MalNvInfer* self_of(gpointer object) { return reinterpret_cast<MalNvInfer*>(object); }
 
-GstElement* make(GstBin* bin, const char* factory, const char* name, const std::string& config) {
-    GstElement* element = gst_element_factory_make(factory, name);
+GstElement* make(GstBin* bin, const char* factory, const char* property, const std::string& config) {
+    GstElement* element = gst_element_factory_make(factory, factory);
     if (!element)
         throw std::runtime_error(std::string("there is no element ") + factory +
                                  " here: is DeepStream's plugin folder in GST_PLUGIN_PATH?");
-    g_object_set(element, "config-file", config.c_str(), nullptr);
     gst_bin_add(bin, element);
+    g_object_set(element, property, config.c_str(), nullptr);
     return element;
+}
+
+void drop(GstBin* bin, const char* name) {
+    GstElement* element = gst_bin_get_by_name(bin, name);
+    if (!element) return;
+    gst_bin_remove(bin, element);
+    gst_object_unref(element);
 }
 
 void aim(GstElement* bin, const char* name, GstElement* element) {
@@ -62,15 +69,10 @@ void build(MalNvInfer* self) {
     if (!self->config) throw std::runtime_error("set config-file-path");
     const auto config = mal::deepstream::read_config(self->config);
     GstBin* bin = GST_BIN(self);
-    GstElement* nvinfer = gst_element_factory_make("nvinfer", "nvinfer");
-    if (!nvinfer)
-        throw std::runtime_error("there is no element nvinfer here: is DeepStream's plugin folder in GST_PLUGIN_PATH?");
-    gst_bin_add(bin, nvinfer);
-    self->nvinfer = nvinfer;
-    g_object_set(nvinfer, "config-file-path", self->config, nullptr);
+    GstElement* nvinfer = make(bin, "nvinfer", "config-file-path", self->config);
     GstElement* first = nvinfer;
     if (!config.preprocess.empty()) {
-        first = make(bin, "nvdspreprocess", "nvdspreprocess", config.preprocess);
+        first = make(bin, "nvdspreprocess", "config-file", config.preprocess);
         if (!gst_element_link(first, nvinfer)) throw std::runtime_error("cannot link nvdspreprocess and nvinfer");
     }
     GError* error = nullptr;
@@ -81,6 +83,7 @@ void build(MalNvInfer* self) {
     }
     aim(GST_ELEMENT(self), "sink", first);
     aim(GST_ELEMENT(self), "src", nvinfer);
+    self->nvinfer = nvinfer;
 }
 
 GstStateChangeReturn change_state(GstElement* element, GstStateChange change) {
@@ -89,8 +92,8 @@ GstStateChangeReturn change_state(GstElement* element, GstStateChange change) {
         try {
             build(self);
         } catch (const std::exception& problem) {
-            if (self->nvinfer) gst_bin_remove(GST_BIN(self), self->nvinfer);
-            self->nvinfer = nullptr;
+            drop(GST_BIN(self), "nvdspreprocess");
+            drop(GST_BIN(self), "nvinfer");
             GST_ELEMENT_ERROR(self, LIBRARY, SETTINGS, ("%s", problem.what()), (nullptr));
             return GST_STATE_CHANGE_FAILURE;
         }
@@ -169,4 +172,4 @@ gboolean plugin_init(GstPlugin* plugin) {
 
 // GStreamer finds a plugin by its file's name: libnvdsinfer_mal.so.
 GST_PLUGIN_DEFINE(GST_VERSION_MAJOR, GST_VERSION_MINOR, nvdsinfer_mal, "Masks on DeepStream's objects", plugin_init,
-                  "1.0", "Apache 2.0", "mal", "https://github.com/")
+                  "1.0", "Apache 2.0", "mal", "mask-auto-labeler")
