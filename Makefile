@@ -41,6 +41,11 @@ train-student: .venv/everything
 	$(BIN)/mal label $(DATA)/coco-val/boxes.json --engine runs/student.onnx -o runs/student_coco_val.json
 	$(BIN)/mal eval runs/student_coco_val.json $(DATA)/coco-val/instances.json --json
 
+# The long proofs in their whole size (the tests run a small one); some 40 minutes on two quiet cores.
+soak: .venv/everything
+	$(BIN)/python -m benchmarks.kills --runs 200 | tee benchmarks/results/kills.json
+	$(BIN)/python -m benchmarks.soak --batches 100000 | tee benchmarks/results/soak.json
+
 format: .venv/everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -54,7 +59,7 @@ format: .venv/everything
 
 # The rest: training, export, evaluation, tests.
 .venv/everything: .venv/labelling
-	$(UV) --editable '.[cpu,train,export,tensorrt-rtx,dev]'
+	$(UV) --editable '.[cpu,train,export,tensorrt-rtx,ray,video,dev]'
 	touch $@
 
 clean:

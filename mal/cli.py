@@ -5,18 +5,48 @@ mask has none, 130 interrupted and resumable.
 """
 
 import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+
+def _leave(message: str, code: int) -> NoReturn:
+    """End at once: not by `sys.exit`, which waits for threads in the middle of a call."""
+    print(f"mal: {message}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+# Ctrl-C while the modules below load; `main` is there to catch it only afterwards.
+_before = signal.getsignal(signal.SIGINT)
+_MAIN_THREAD = threading.current_thread() is threading.main_thread()
+if _MAIN_THREAD:
+    signal.signal(signal.SIGINT, lambda number, frame: _leave("interrupted", 130))
+
 import typer
 
-from mal.errors import EXTRA_OF, Interrupted, MalError, MissingPackageError, ParityError, UsageError, missing_package
+from mal.errors import (
+    EXTRA_OF,
+    Interrupted,
+    MalError,
+    MissingPackageError,
+    ParityError,
+    SessionHungError,
+    UsageError,
+    missing_package,
+)
+
+if _MAIN_THREAD:
+    signal.signal(signal.SIGINT, _before)
 
 # typer carries its own copy of click and gives the base of its command-line errors no public name.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+_RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+")
 
 app = typer.Typer(
     name="mal",
@@ -65,7 +95,8 @@ Engine = Annotated[
     str, typer.Option("--engine", help="Model: .onnx, .plan, .safetensors, or the name of a shipped student.")
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda:0, …; default: the first GPU a session can use, else cpu.")
+    str | None,
+    typer.Option("--device", help="cpu, cuda:0, cuda:0,1 (label only), …; default: the first usable GPU, else cpu."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Spec = Annotated[
@@ -218,6 +249,10 @@ def label(
         bool, typer.Option("--rebuild", help="First build the .plan again, for this machine, from its .onnx.")
     ] = False,
     spec: Spec = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="[ADDRESS]", help="Label on a Ray cluster; default: the one that is found."),
+    ] = None,
 ) -> None:
     """Turn boxes into masks: COCO JSON in, the same JSON with masks out."""
     from mal.runtime.label import label_dataset
@@ -247,6 +282,7 @@ def label(
         fresh=fresh,
         log_json=log_json,
         trust=trust,
+        ray=ray,
     )
     print(report.text())
     raise typer.Exit(report.exit_code)
@@ -358,6 +394,14 @@ def _batch(text: str) -> int | str:
     return int(text)
 
 
+def _with_ray_address(words: list[str]) -> list[str]:
+    """`--ray` alone stands for `--ray=`: typer's options have a value always or never."""
+    return [
+        "--ray=" if word == "--ray" and not _RAY_ADDRESS.fullmatch(following) else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
+
+
 def _show(values: dict[str, Any], text: Callable[[], str], as_json: bool) -> None:
     if as_json:
         import json
@@ -380,9 +424,10 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 def main() -> None:
     """Entry point of the `mal` command: one line on stderr for every mistake, never a traceback."""
     debug = "--debug" in sys.argv
-    sys.argv = [word for word in sys.argv if word != "--debug"]
+    sys.argv = _with_ray_address([word for word in sys.argv if word != "--debug"])
     if len(sys.argv) == 1:
         sys.argv.append("--help")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, whatever the command makes of that
     try:
         code = app(standalone_mode=False)
         if code == Interrupted.exit_code:  # what typer makes of Ctrl-C
@@ -392,6 +437,8 @@ def main() -> None:
         if debug:
             raise
         _fail(f"{error.format_message()} Try --help.", 2)  # pyright: ignore[reportAttributeAccessIssue]
+    except SessionHungError as error:
+        _leave(str(error), error.exit_code)
     except MalError as error:
         if debug:
             raise
@@ -403,7 +450,7 @@ def main() -> None:
             _fail_unexpectedly(error)
         _fail(str(missing_package(error.name)), MissingPackageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        _leave("interrupted", 130)
     except BrokenPipeError:
         # The reader of our output went away (`mal … | head`); nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

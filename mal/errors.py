@@ -12,6 +12,7 @@
     ├── MissingPackageError  exit 1   an optional package is not installed; names the line that installs it
     ├── EngineError          exit 1   TensorRT cannot build an engine, or the engine does not fit this machine
     ├── ParityError          exit 1   two implementations of one model disagree beyond their tolerance
+    ├── SessionHungError     exit 1   a session that does not return from a call
     ├── OutputError          exit 1   cannot write: no permission, no space left
     └── Interrupted          exit 130 stopped by the user; can be resumed
 
@@ -81,6 +82,10 @@ class ParityError(MalError):
         self.table = table
 
 
+class SessionHungError(MalError):
+    """A call of a session did not return in time; its thread cannot be stopped, only the process."""
+
+
 class OutputError(MalError):
     """Output that cannot be written: no permission, no space, a folder in the way."""
 
@@ -106,6 +111,8 @@ EXTRA_OF = {
     "fsspec": "remote",
     "zstandard": "zstd",
     "cuda": "tensorrt",
+    "ray": "ray",
+    "av": "video",
 }
 
 

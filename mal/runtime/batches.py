@@ -54,6 +54,11 @@ class BatchCutter:
         self._size = size
         self._batch = Batch()
 
+    @property
+    def open(self) -> bool:
+        """Whether something is left."""
+        return bool(self._batch.spans)
+
     def add(self, piece: Prepared) -> Iterator[Batch]:
         """The batches that this piece completes."""
         first = crop = 0
@@ -61,14 +66,14 @@ class BatchCutter:
             last = int(piece.which[crop + room - 1]) + 1
             yield self._close(Span(piece, first, last, crop, crop + room))
             first, crop = last, crop + room
-        if first < len(piece.reasons):
+        if first < len(piece.reasons) or not piece.reasons:  # an image without objects waits for its turn, too
             self._take(Span(piece, first, len(piece.reasons), crop, len(piece.which)))
         if piece.ends_batch:
             yield from self.rest()
 
     def rest(self) -> Iterator[Batch]:
         """What is left, if anything."""
-        if self._batch.spans:
+        if self.open:
             yield self._close()
 
     def _take(self, span: Span) -> None:

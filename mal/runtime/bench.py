@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mal.datasets import BoxFile, open_boxes
 from mal.errors import InputError
 from mal.plugins.pixels import pixels
 from mal.runtime.batches import BatchCutter
-from mal.runtime.blocks import cut_blocks, cut_pieces
+from mal.runtime.blocks import block_work, cut_blocks, cut_pieces, load_image
 from mal.runtime.label import label_dataset
 from mal.runtime.machine import cpu_count, peak_rss_mb
 from mal.runtime.objects import prepare
@@ -167,10 +168,11 @@ class _Alone:
 def _host_stages(boxes: BoxFile, session: Session, size: int) -> _Alone:
     stages, constants, cutter = Stages(), session.constants, BatchCutter(size)
     order = boxes.order()
+    load = partial(load_image, source=boxes.source, constants=constants, allow_outside=True)
     alone = _Alone(0, [], {})
     buffer = np.empty((size, 3, constants.size, constants.size), np.float32)
     for block in cut_blocks(boxes.image_row[order]):
-        for piece in cut_pieces(boxes, order, block, 0, constants, allow_outside=True):
+        for piece in cut_pieces(block_work(boxes, order, block, 0), load):
             for batch in cutter.add(prepare(piece, constants, stages)):
                 if not batch.crops:
                     continue

@@ -60,8 +60,7 @@ class Journal:
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
         self._lock = lock
-        self._segment: RawIOBase | None = None
-        self._block = -1
+        self._segments: dict[int, RawIOBase] = {}  # of the blocks in work
         self._readers: dict[int, RawIOBase] = {}
         self._synced = time.monotonic()
 
@@ -77,7 +76,7 @@ class Journal:
             if fresh:
                 for old in [file, *self.folder.glob("*.seg")]:
                     old.unlink(missing_ok=True)
-            if (old_key := self.read_key()) is None:
+            if (old_key := read_key(self.folder)) is None:
                 for segment in self.folder.glob("*.seg"):
                     segment.unlink()
                 with whole_file(file) as stream:
@@ -87,20 +86,6 @@ class Journal:
                     f"{self.folder} holds an unfinished run of another kind ({_difference(old_key, key)}); "
                     "finish it as it was begun, or start over with --fresh"
                 )
-
-    def read_key(self) -> dict[str, Any] | None:
-        """What run.json says; None if there is none."""
-        try:
-            key = json.loads((self.folder / "run.json").read_bytes())
-            if not isinstance(key, dict):
-                raise ValueError("not a JSON object")
-            return cast(dict[str, Any], key)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise JournalError(
-                f"{self.folder / 'run.json'} cannot be read ({error}); start over with --fresh"
-            ) from None
 
     def resume(self, block: int) -> int:
         """Objects of a block that are done; a broken tail is cut off."""
@@ -135,8 +120,8 @@ class Journal:
                 yield Record(start, stop, entries, body[entries_size:]), body_at + entries_size
                 expected = stop
 
-    def append(self, block: int, record: Record) -> None:
-        """Write a record behind the last one of its block. Blocks are written one after the other.
+    def append(self, block: int, record: Record, last: bool = False) -> None:
+        """Write a record behind the last one of its block; `last`: there will be no other.
 
         Raises:
             OutputError: no space, no permission; what was there before stays whole.
@@ -145,14 +130,17 @@ class Journal:
         head = _HEADER.pack(_MAGIC, record.start, record.stop, len(body), 0)
         head = _HEADER.pack(_MAGIC, record.start, record.stop, len(body), _checksum(head, body))
         with writing(self.folder):
-            if block != self._block or self._segment is None:
-                self._close_segment()
-                self._segment, self._block = self._path(block).open("ab", buffering=0), block
+            if block not in self._segments:
+                self._segments[block] = self._path(block).open("ab", buffering=0)
             rest = memoryview(head + body)
             while rest:
-                rest = rest[self._segment.write(rest) :]
+                rest = rest[self._segments[block].write(rest) :]
             if time.monotonic() - self._synced > _SYNC_SECONDS:
-                self._sync(self._segment)
+                for segment in self._segments.values():
+                    os.fsync(segment.fileno())
+                self._synced = time.monotonic()
+            if last:
+                self._close_segment(block)
 
     def read(self, block: int, offset: int, length: int) -> bytes:
         """Text of one entry, by its offset in the block's segment. Keeps a few segments open."""
@@ -180,22 +168,32 @@ class Journal:
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:06d}.seg"
 
-    def _sync(self, segment: RawIOBase) -> None:
-        os.fsync(segment.fileno())
-        self._synced = time.monotonic()
-
     def _close_segments(self) -> None:
         while self._readers:
             self._readers.popitem()[1].close()
-        self._close_segment()
+        while self._segments:
+            self._close_segment(next(iter(self._segments)))
 
-    def _close_segment(self) -> None:
-        if self._segment:
-            segment, self._segment = self._segment, None
-            try:
-                self._sync(segment)
-            finally:
-                segment.close()
+    def _close_segment(self, block: int) -> None:
+        with self._segments.pop(block) as segment:
+            os.fsync(segment.fileno())
+
+
+def read_key(folder: Path) -> dict[str, Any] | None:
+    """Which run a journal's folder belongs to, as its run.json says; None if there is none.
+
+    Raises:
+        JournalError: it cannot be read.
+    """
+    try:
+        key = json.loads((folder / "run.json").read_bytes())
+        if not isinstance(key, dict):
+            raise ValueError("not a JSON object")
+        return cast(dict[str, Any], key)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise JournalError(f"{folder / 'run.json'} cannot be read ({error}); start over with --fresh") from None
 
 
 def open_journal(folder: Path) -> Journal:
@@ -227,8 +225,9 @@ def open_journal(folder: Path) -> Journal:
             if same:
                 break
             os.close(lock)  # locked a file that its owner removed in between
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # who it is, is a courtesy: a full disk is somebody else's news
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(os.getpid()).encode(), 0)
     return Journal(folder, lock)
 
 

@@ -1,6 +1,6 @@
 """`mal label`: a file of boxes in, the same file with masks out.
 
-open_boxes ─► blocks ─► pipeline ─► journal ─► merge ─► OUT.json, OUT.json.report.json, OUT.json.skipped.jsonl
+open_boxes ─► blocks ─► crew ─► journal ─► merge ─► OUT.json, OUT.json.report.json, OUT.json.skipped.jsonl
 """
 
 import itertools
@@ -8,8 +8,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,22 +18,23 @@ from numpy.typing import NDArray
 
 from mal.datasets import BoxFile, open_boxes
 from mal.datasets.packing import check_packing, packed, packing_suffix
-from mal.errors import Interrupted, MalError, OutputError, UsageError
-from mal.plugins.pixels import pixels
-from mal.runtime.batches import Batch
-from mal.runtime.blocks import Block, cut_blocks, cut_pieces
-from mal.runtime.interrupt import stop_requested
-from mal.runtime.journal import SKIPPED, Journal, Record, open_journal, whole_file, writing
+from mal.errors import MalError, OutputError, UsageError
+from mal.runtime.blocks import Block, block_work, cut_blocks
+from mal.runtime.crew import Crew, Here
+from mal.runtime.journal import SKIPPED, Journal, open_journal, read_key, whole_file, writing
 from mal.runtime.machine import cpu_count, peak_rss_mb
-from mal.runtime.objects import Piece
-from mal.runtime.pipeline import DEFAULT_BUDGET, Pipeline, batch_size
+from mal.runtime.pipeline import DEFAULT_BUDGET, batch_size
+from mal.runtime.processes import open_processes, split_devices
 from mal.runtime.progress import Progress
+from mal.runtime.recording import Check, Recording
 from mal.runtime.report import LabelReport
-from mal.runtime.results import KEYS, Format, Results, must_have_mask, record_of
-from mal.runtime.session import Session, open_session
+from mal.runtime.results import KEYS, Format, Results, must_have_mask
+from mal.runtime.session import open_session
+from mal.runtime.session_threads import SESSION_TIMEOUT
 from mal.runtime.stages import Stages
 from mal.runtime.versions import versions
-from mal.sources import Address
+from mal.runtime.worker import Job, Labelled, Ready
+from mal.sources import Address, ImageSource
 
 
 def label_dataset(
@@ -52,6 +53,8 @@ def label_dataset(
     fresh: bool = False,
     log_json: bool = False,
     trust: bool = False,
+    ray: str | None = None,
+    session_timeout: float = SESSION_TIMEOUT,
 ) -> LabelReport:
     """Label every box of a data set. An interrupted run goes on when called again.
 
@@ -62,16 +65,19 @@ def label_dataset(
             boxes' folder.
         output: file to write, packed if it ends in .gz or .zst; None: `<boxes>.masks.json`, beside the boxes and packed
             like them.
-        device: as in `open_session`.
+        device: as in `open_session`, or several: "cuda:0,1,2,3", "cpu,cpu": a process each.
         batch: crops a call, or "auto".
         workers: host threads; None: one for each processor.
         format: how segmentations are written.
         on_error: what an object without a possible mask does: it is listed, or it ends the run.
         allow_outside: file names may leave the image folder.
-        max_memory_gb: bound of images and crops in flight, in 10^9 bytes.
+        max_memory_gb: bound of images, crops and input buffers in flight, in 10^9 bytes; one image and one batch
+            are always let through.
         fresh: forget an unfinished run.
         log_json: progress as JSON lines on stderr.
         trust: as in `open_session`.
+        ray: address of a Ray cluster whose actors label; "": the one that is found, else one of this machine.
+        session_timeout: seconds after which a call of a session that has not returned ends the run.
 
     Returns:
         The report, also written to `<output>.report.json`; what has no mask is in `<output>.skipped.jsonl`.
@@ -81,45 +87,59 @@ def label_dataset(
         DeviceError: the device cannot be had.
         OutputError: no space, no permission; the journal keeps what is done.
         Interrupted: stopped by Ctrl-C; the journal keeps what is done.
-        MalError: the session failed, or on_error="fail" met an object without a possible mask.
+        MalError: a session failed or hangs, a worker died again and again, or on_error="fail" met an object
+            without a possible mask.
     """
     started = time.perf_counter()
     output = output or _default_output(boxes)
     _check(boxes, output)
-    batch_size(batch)
+    workers = _workers(workers)
     stages = Stages()
     with stages.time("scan"):
         box_file = open_boxes(boxes, images)
         order = box_file.order()
         blocks = cut_blocks(box_file.image_row[order])
-    workers = workers or cpu_count()
     folder = output.with_name(output.name + ".journal")
-    with closing(open_session(model, device, trust=trust)) as session, closing(open_journal(folder)) as journal:
-        unfinished = {} if fresh else journal.read_key() or {}
-        size = batch_size(batch, unfinished.get("batch") or session.auto_batch)
+    unfinished = {} if fresh else read_key(folder) or {}
+    job = Job(
+        model=model,
+        images=box_file.source.address,
+        batch=batch_size(batch, unfinished.get("batch")),
+        workers=workers,
+        threads=None,
+        format=format,
+        allow_outside=allow_outside,
+        trust=trust,
+        budget=max_memory_gb * 1e9 if max_memory_gb else DEFAULT_BUDGET,
+        timeout=session_timeout,
+    )
+    with (
+        closing(_open_crew(job, box_file.source, device, ray, len(blocks))) as crew,
+        closing(open_journal(folder)) as journal,
+        Progress(len(box_file), log_json) as progress,
+    ):
         settings = {"format": format, "allow_outside": allow_outside}
-        journal.start(_run_key(box_file, session, size, settings), fresh)
-        pipeline = Pipeline(
-            session, batch=size, workers=workers, stages=stages,
-            budget=max_memory_gb * 1e9 if max_memory_gb else DEFAULT_BUDGET,
+        ready = crew.ready
+        journal.start(_run_key(box_file, ready, settings), fresh)
+        name = f"{Path(model).name} {ready.model_id}"
+        progress.say(
+            "start",
+            f"{name} on {ready.device} ({ready.backend}, {ready.threads} threads), batch {ready.batch}, "
+            f"{ready.pixels} crops and masks",
+            model=name, device=ready.device, backend=ready.backend, batch=ready.batch, pixels=ready.pixels,
+            objects=len(box_file),
         )  # fmt: skip
-        labelling = _Labelling(box_file, order, blocks, journal, on_error, format, allow_outside)
-        with Progress(len(box_file), log_json) as progress:
-            name = f"{Path(model).name} {session.model_id}"
-            progress.say(
-                "start",
-                f"{name} on {session.device} ({session.backend}, {session.threads} threads), batch {size}, "
-                f"{pixels().name} crops and masks",
-                model=name, device=session.device, backend=session.backend, batch=size, pixels=pixels().name,
-                objects=len(box_file),
-            )  # fmt: skip
-            labelling.run(pipeline, session, progress)
+        recording = Recording(journal, blocks, box_file.image_row[order])
+        check = _must_all_have_masks(box_file, order, blocks) if on_error == "fail" else None
+        recording.run(crew, partial(block_work, box_file, order), stages, progress, check)
+        stages.include(crew.stages.seconds, crew.stages.cpu_seconds)
+        ready = crew.ready  # by now all have come
         with stages.time("merge"):
-            results = Results(journal, blocks, order, session.model_id)
+            results = Results(journal, blocks, order, ready.model_id)
             reasons = _write_skipped(box_file, results, output, on_error)
             _write_masks(box_file, results, output, journal)
         seconds = time.perf_counter() - started
-        first_mask = labelling.first_mask_at
+        first_mask = recording.first_mask_at
         report = LabelReport(
             output=output,
             exit_code=3 if any(must_have_mask(reason) for reason in reasons) else 0,
@@ -128,23 +148,25 @@ def label_dataset(
             skipped=sum(reasons.values()),
             skipped_by_reason=dict(reasons.most_common()),
             duplicate_ids=box_file.duplicate_ids,
-            resumed=labelling.resumed,
+            resumed=recording.resumed,
             images=len(box_file.images),
             seconds=round(seconds, 3),
             first_mask_seconds=None if first_mask is None else round(first_mask - started, 3),
-            boxes_per_s=round(labelling.speed, 1),
+            boxes_per_s=round(recording.speed, 1),
             stages=stages.table(),
             bound=stages.bound(),
+            call_limit=crew.limit,
+            worker_deaths=crew.deaths,
             peak_rss_mb=round(peak_rss_mb(), 1),
             model=str(model),
-            model_id=session.model_id,
-            model_constants=session.constants.model_dump(mode="json"),
-            backend=session.backend,
-            device=session.device,
-            threads=session.threads,
-            pixels=pixels().name,
+            model_id=ready.model_id,
+            model_constants=ready.constants.model_dump(mode="json"),
+            backend=ready.backend,
+            device=ready.device,
+            threads=ready.threads,
+            pixels=ready.pixels,
             workers=workers,
-            batch=size,
+            batch=ready.batch,
             settings=settings,
             versions=versions(),
         )
@@ -154,67 +176,31 @@ def label_dataset(
     return report
 
 
-class _Labelling:
-    """Runs the blocks that the journal does not hold yet."""
+def _open_crew(job: Job, source: ImageSource, device: str | None, ray: str | None, blocks: int) -> Crew:
+    devices = split_devices(device)
+    if ray is not None:
+        if len(devices) > 1:
+            raise UsageError(f"--device {device} with --ray: Ray chooses the devices; say cpu, cuda, or nothing")
+        from mal.runtime.ray_crew import open_ray
 
-    def __init__(
-        self,
-        boxes: BoxFile,
-        order: NDArray[np.int64],
-        blocks: list[Block],
-        journal: Journal,
-        on_error: str,
-        mask_format: Format,
-        allow_outside: bool,
-    ) -> None:
-        self._boxes, self._order, self._blocks, self._journal = boxes, order, blocks, journal
-        self._fail, self._allow_outside = on_error == "fail", allow_outside
-        self._format: Format = mask_format
-        self.resumed = 0
-        self.first_mask_at: float | None = None
-        self.speed = 0.0  # objects/s of this process
+        return open_ray(job, device, ray, blocks)
+    if len(devices) > 1:
+        return open_processes(job, devices)
+    return Here(open_session(job.model, device, trust=job.trust), source, job)
 
-    def run(self, pipeline: Pipeline, session: Session, progress: Progress) -> None:
-        done = {block.index: self._journal.resume(block.index) for block in self._blocks}
-        self.resumed = sum(done.values())
-        progress.begin(self.resumed)
-        constants = session.constants
 
-        def pieces() -> Iterator[Piece]:
-            for block in self._blocks:
-                if done[block.index] < len(block):
-                    yield from cut_pieces(
-                        self._boxes, self._order, block, done[block.index], constants, self._allow_outside
-                    )
+def _must_all_have_masks(boxes: BoxFile, order: NDArray[np.int64], blocks: list[Block]) -> Check:
+    """--on-error fail: raise for the first object that has none, before the journal keeps it."""
 
-        def finish(batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> tuple[int, Record]:
-            return batch.spans[0].piece.origin[0], record_of(batch, logits, scores, constants.expansion, self._format)
-
-        started, objects = time.perf_counter(), 0
-        with stop_requested() as stop:
-            for block, record in pipeline.run(pieces(), finish, stop):
-                if self._fail:
-                    self._check_all_labelled(block, record)
-                with pipeline.stages.time("journal"):
-                    self._journal.append(block, record)
-                count, skipped = record.stop - record.start, int((record.entries["kind"] == SKIPPED).sum())
-                if self.first_mask_at is None and count > skipped:
-                    self.first_mask_at = time.perf_counter()
-                objects += count
-                progress.advance(count, skipped)
-            if stop() and self.resumed + objects < len(self._boxes):
-                raise Interrupted(
-                    f"stopped after {self.resumed + objects:,} of {len(self._boxes):,} boxes; "
-                    "the same command goes on, without --fresh"
-                )
-        self.speed = objects / (time.perf_counter() - started)
-
-    def _check_all_labelled(self, block: int, record: Record) -> None:
+    def check(labelled: Labelled) -> None:
+        record = labelled.record
         ends = np.cumsum(record.entries["length"].astype(np.int64))
         for index in np.flatnonzero(record.entries["kind"] == SKIPPED).tolist():
             reason = record.text[ends[index] - record.entries["length"][index] : ends[index]].decode()
             if must_have_mask(reason):
-                _refuse(self._boxes, int(self._order[self._blocks[block].start + record.start + index]), reason)
+                _refuse(boxes, int(order[blocks[labelled.block].start + record.start + index]), reason)
+
+    return check
 
 
 def _refuse(boxes: BoxFile, row: int, reason: str) -> None:
@@ -224,6 +210,12 @@ def _refuse(boxes: BoxFile, row: int, reason: str) -> None:
         f"annotation {line['annotation_id']!r} (image {line['file_name'] or line['image_id']!r}) cannot be labelled: "
         f"{reason}; --on-error skip lists it and goes on"
     )
+
+
+def _workers(workers: int | None) -> int:
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers={workers}: expected at least 1, or None for one on each processor")
+    return workers or cpu_count()
 
 
 def _default_output(boxes: Path) -> Path:
@@ -252,18 +244,18 @@ def _check(boxes: Path, output: Path) -> None:
                 raise UsageError(f"the output {file} is the input itself; name another file with -o")
 
 
-def _run_key(boxes: BoxFile, session: Session, batch: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _run_key(boxes: BoxFile, ready: Ready, settings: dict[str, Any]) -> dict[str, Any]:
     """All that decides the bytes of the output, as far as it can be known before."""
     return {
         "journal": 1,
         "boxes": boxes.sha256,
         "images": boxes.source.address,
-        "model": session.model_id,
-        "constants": session.constants.model_dump(mode="json"),
-        "backend": session.backend,
-        "device": session.device.partition(":")[0],
-        "batch": batch,
-        "pixels": pixels().name,
+        "model": ready.model_id,
+        "constants": ready.constants.model_dump(mode="json"),
+        "backend": ready.backend,
+        "device": ready.device.partition(":")[0],
+        "batch": ready.batch,
+        "pixels": ready.pixels,
         **settings,
         "mal": versions(())["mal"],
     }

@@ -15,16 +15,17 @@ from mal.boxes import as_boxes, usable
 from mal.config import ModelConstants
 from mal.errors import ShapeError, UsageError
 from mal.images import Picture
-from mal.masks import BoxMask
-from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
+from mal.runtime.live import Live
 from mal.runtime.machine import cpu_count
-from mal.runtime.objects import PIECE, Image, Piece, SharedImage, judge
+from mal.runtime.objects import PIECE, Image, Piece, SharedImage
 from mal.runtime.pipeline import Pipeline, batch_size
+from mal.runtime.results import Outcome, outcomes
 from mal.runtime.session import open_session
 from mal.runtime.stages import Stages
 
 NO_AREA = "box has no area"
+LIVE_AHEAD = 4  # pairs of a live source that are read before they are needed
 
 
 class LabelResult(NamedTuple):
@@ -48,7 +49,8 @@ class MaskLabeler:
         workers: host threads; None: one for each processor.
         trust: run an engine (.plan) whose manifest is missing or wrong.
 
-    Raises: as `mal.runtime.session.open_session`.
+    Raises:
+        UsageError: no such batch, no such number of workers; the rest as `mal.runtime.session.open_session`.
 
         labeler = MaskLabeler("student")
         masks, scores = labeler(image, boxes)
@@ -63,6 +65,9 @@ class MaskLabeler:
         workers: int | None = None,
         trust: bool = False,
     ) -> None:
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers={workers}: expected at least 1, or None for one on each processor")
+        self._closed = False
         self._session = open_session(model, device, trust=trust)
         self._pipeline = Pipeline(
             self._session,
@@ -108,24 +113,49 @@ class MaskLabeler:
         result = next(self.stream([(image, boxes)]))
         return result.masks, result.scores
 
-    def stream(self, pairs: Iterable[tuple[Image, object]]) -> Iterator[LabelResult]:
+    def stream(
+        self, pairs: Iterable[tuple[Image, object]], *, max_wait_ms: float | None = None
+    ) -> Iterator[LabelResult]:
         """Label many images; their crops share batches.
 
         Args:
             pairs: image and boxes, as for a call; taken lazily, a few batches ahead of what comes out. Images are
                 not copied: give each its own array, not one buffer that the next frame overwrites.
+            max_wait_ms: for live sources, whose next pair may take a while: a batch leaves when it is full or the
+                oldest crop in it has waited so long, in milliseconds. The pairs are then read in a thread of their
+                own. None: batches are full, and the pairs are read in the caller's thread.
 
         Yields:
             One result a pair, in order.
+
+        Raises:
+            UsageError: the labeler is closed, or max_wait_ms is negative.
+            Exception: what `pairs` raised, and ShapeError for a pair as in a call; behind the results of all
+                pairs before it.
         """
+        if self._closed:
+            raise UsageError("this MaskLabeler is closed; make another one")
+        if max_wait_ms is not None and not max_wait_ms >= 0:
+            raise UsageError(f"max_wait_ms={max_wait_ms}: expected milliseconds from 0 up, or None")
+        return self._results(pairs, max_wait_ms)
+
+    def _results(self, pairs: Iterable[tuple[Image, object]], max_wait_ms: float | None) -> Iterator[LabelResult]:
         waiting: deque[_Pending] = deque()
-        for found in self._pipeline.run(self._pieces(pairs, waiting), self._finish):
-            for outcome in found:
-                waiting[outcome.image - waiting[0].image].found.append(outcome)
-            while waiting and waiting[0].complete:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        live = None if max_wait_ms is None else Live(pairs, self._pipeline.wake, LIVE_AHEAD)
+        found = self._pipeline.run(
+            self._pieces(pairs if live is None else live, waiting),
+            self._finish,
+            max_wait=None if max_wait_ms is None else max_wait_ms / 1000,
+        )
+        try:
+            for some in found:
+                for outcome in some:
+                    waiting[outcome.image - waiting[0].image].found.append(outcome)
+                while waiting and waiting[0].complete:
+                    yield waiting.popleft().result()
+        finally:
+            if live:
+                live.close()
 
     def run_on_device(self, crops: object) -> tuple[Any, Any]:
         """The network alone, from GPU memory to GPU memory without a copy, for applications that cut their own crops.
@@ -148,7 +178,10 @@ class MaskLabeler:
         return run(crops)
 
     def close(self) -> None:
-        """Give memory and device back."""
+        """Give memory and device back; nothing can be labelled afterwards."""
+        if self._closed:
+            return
+        self._closed = True
         self._session.close()
 
     def __enter__(self) -> Self:
@@ -159,44 +192,26 @@ class MaskLabeler:
     ) -> None:
         self.close()
 
-    def _pieces(self, pairs: Iterable[tuple[Image, object]], waiting: "deque[_Pending]") -> Iterator[Piece]:
-        crop_bytes = 3 * self.constants.size**2
-        for number, (image, boxes) in enumerate(pairs):
-            image, array = _check(image, boxes)
+    def _pieces(
+        self, pairs: Iterable[tuple[Image, object] | None], waiting: "deque[_Pending]"
+    ) -> Iterator[Piece | None]:
+        number = -1
+        for pair in pairs:
+            if pair is None and isinstance(pairs, Live):
+                yield None
+                continue
+            number += 1
+            image, array = _check(pair)
             waiting.append(_Pending(number, image.shape[:2], len(array)))
             shared = SharedImage(partial(Picture, image, image.shape[1], image.shape[0]))
             reasons: list[str | None] = [None if good else NO_AREA for good in usable(array)]
-            for start in range(0, len(array), PIECE):
-                some = array[start : start + PIECE]
-                picture = image.nbytes if start == 0 else 0
-                yield Piece(
-                    (number, start), shared, some, reasons[start : start + PIECE], picture + len(some) * crop_bytes
-                )
+            # At least one: an image without boxes has its turn, too.
+            for start in range(0, max(1, len(array)), PIECE):
+                some, why = array[start : start + PIECE], reasons[start : start + PIECE]
+                yield Piece((number, start), shared, some, why, cost=image.nbytes if start == 0 else 0)
 
-    def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> "list[_Outcome]":
-        masks = pixels().masks_from_logits(logits, batch.boxes(), self.constants.expansion) if batch.crops else []
-        made = zip(masks, scores.tolist(), strict=True)
-        found: list[_Outcome] = []
-        for span in batch.spans:
-            image, _ = span.piece.origin
-            for index in range(span.first, span.last):
-                reason = span.piece.reasons[index]
-                if reason is None:
-                    mask, score = next(made)
-                    score, flags = judge(mask, score, int(span.piece.flags[index]))
-                    found.append(_Outcome(image, mask, score, flags.words))
-                else:
-                    found.append(_Outcome(image, None, 0.0, [reason]))
-        return found
-
-
-class _Outcome(NamedTuple):
-    """Result of one object."""
-
-    image: int  # number of the pair
-    mask: BoxMask | None
-    score: float
-    flags: list[str]
+    def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> list[Outcome]:
+        return list(outcomes(batch, logits, scores, self.constants.expansion))
 
 
 @dataclass
@@ -206,7 +221,7 @@ class _Pending:
     image: int
     size: tuple[int, ...]
     count: int
-    found: list[_Outcome] = field(default_factory=list[_Outcome])
+    found: list[Outcome] = field(default_factory=list[Outcome])
 
     @property
     def complete(self) -> bool:
@@ -215,14 +230,18 @@ class _Pending:
     def result(self) -> LabelResult:
         masks = np.zeros((self.count, *self.size), bool)
         for index, outcome in enumerate(self.found):
-            if mask := outcome.mask:
+            if mask := outcome.mask:  # a box without one keeps the empty mask
                 height, width = mask.pixels.shape
                 masks[index, mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width] = mask.pixels
         scores = np.array([outcome.score for outcome in self.found], np.float32)
-        return LabelResult(masks, scores, [outcome.flags for outcome in self.found])
+        flags = [outcome.flags.words if outcome.mask else [outcome.reason] for outcome in self.found]
+        return LabelResult(masks, scores, flags)
 
 
-def _check(image: object, boxes: object) -> tuple[Image, NDArray[np.float64]]:
+def _check(pair: object) -> tuple[Image, NDArray[np.float64]]:
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise ShapeError(f"expected pairs of an image and its boxes, got {type(pair).__name__}")
+    image, boxes = pair
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ShapeError(f"image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")

@@ -33,7 +33,7 @@ class Flag(IntFlag):
 
     CLIPPED = 1  # the box left the image by half a pixel or more; the rest of it was labelled
     EMPTY = 2  # the mask has no pixel
-    NOT_FINITE = 4  # the session's score was no number; 0 is written
+    NOT_FINITE = 4  # the session's score was no number (0 is written), or some of its logits were not finite
 
     @property
     def words(self) -> list[str]:
@@ -86,7 +86,7 @@ class Piece:
     image: SharedImage | None  # None: there is none, and every object has a reason
     boxes: Boxes  # (n, 4) unclipped
     reasons: list[str | None]  # (n,) why an object cannot be labelled, as far as its box tells; None: it may be
-    cost: int  # bytes in flight: decoded image and crops
+    cost: int  # bytes that decoding its image takes; 0 where another piece of this image counts them
     ends_batch: bool = False  # the batch in hand ends after it, full or not
 
 

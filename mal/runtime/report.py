@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mal.runtime.stages import stage_lines
+
 
 @dataclass
 class LabelReport:
@@ -29,6 +31,8 @@ class LabelReport:
     boxes_per_s: float  # objects of this process / seconds from the first image to the last mask
     stages: dict[str, dict[str, float]]  # seconds and cpu_seconds of each
     bound: str  # the stage that held everything up
+    call_limit: int  # crops that a call of the session took in the end: below `batch` if memory ran out
+    worker_deaths: int  # workers that died and were replaced
     peak_rss_mb: float
     model: str
     model_id: str
@@ -64,4 +68,12 @@ class LabelReport:
             lines += [f"    {count:>7,}  {reason}" for reason, count in most[:5]]
             if len(most) > 5:
                 lines.append(f"    {sum(count for _, count in most[5:]):>7,}  for {len(most) - 5} other reasons")
+        if self.call_limit < self.batch:
+            lines.append(
+                f"  the device ran out of memory: calls of {self.call_limit} instead of {self.batch} crops; "
+                "rare pixels may differ from a run without"
+            )
+        if self.worker_deaths:
+            lines.append(f"  {self.worker_deaths:,} workers died; others did their work")
+        lines += stage_lines(self.stages, self.objects - self.resumed, self.bound)
         return "\n".join(lines)

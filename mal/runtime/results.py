@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -21,7 +21,46 @@ Format = Literal["rle", "polygon"]
 KEYS = ("segmentation", "area", "mal")
 """What an annotation gets."""
 
+MOST_LOGIT = 1e30  # a network's are below 100; float32 ends at 3e38
 _GAP = 1 << 12  # bytes of other results that are rather read than skipped
+
+
+class Outcome(NamedTuple):
+    """What became of one object."""
+
+    image: int  # first number of its piece's origin
+    size: tuple[int, int]  # height, width of its image
+    mask: BoxMask | None  # None: it has none
+    reason: str  # why not; "" if it has
+    score: float
+    flags: Flag
+
+
+def outcomes(
+    batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32], expansion: float
+) -> Iterator[Outcome]:
+    """What became of the objects of a batch, in their order; arguments as for `record_of`.
+
+    Of logits that are not finite, infinity is object, minus infinity and NaN are background; such masks have a flag.
+    """
+    made: Iterator[tuple[BoxMask, float, bool]] = iter(())
+    if batch.crops:
+        # NaN is not below anything; beyond the limit, differences of logits overflow.
+        wild = ~(np.abs(logits).max(axis=(1, 2)) <= MOST_LOGIT)
+        if wild.any():
+            logits = np.clip(np.nan_to_num(logits, nan=-MOST_LOGIT), -MOST_LOGIT, MOST_LOGIT)
+        masks = pixels().masks_from_logits(logits, batch.boxes(), expansion)
+        made = zip(masks, scores.tolist(), wild.tolist(), strict=True)
+    for span in batch.spans:
+        piece = span.piece
+        for index in range(span.first, span.last):
+            reason = piece.reasons[index]
+            if reason is None:
+                mask, score, odd = next(made)
+                score, flags = judge(mask, score, int(piece.flags[index]) | (Flag.NOT_FINITE if odd else 0))
+                yield Outcome(piece.origin[0], piece.size, mask, "", score, flags)
+            else:
+                yield Outcome(piece.origin[0], piece.size, None, reason, 0.0, Flag(0))
 
 
 def record_of(
@@ -36,25 +75,18 @@ def record_of(
         expansion: the model's.
         mask_format: how the segmentation is written.
     """
-    masks = pixels().masks_from_logits(logits, batch.boxes(), expansion) if batch.crops else []
-    sizes = [span.piece.size for span in batch.spans for _ in range(span.crop_first, span.crop_last)]
-    segmentations = iter(zip(masks, scores.tolist(), segmentation_json(masks, sizes, mask_format), strict=True))
-    texts: list[bytes] = []
+    found = list(outcomes(batch, logits, scores, expansion))
+    masks = [(outcome.mask, outcome.size) for outcome in found if outcome.mask]
+    texts = iter(segmentation_json([mask for mask, _ in masks], [size for _, size in masks], mask_format))
     rows: list[tuple[int, int, float, int, int]] = []
-    for span in batch.spans:
-        for index in range(span.first, span.last):
-            reason = span.piece.reasons[index]
-            if reason is None:
-                mask, score, text = next(segmentations)
-                score, flags = judge(mask, score, int(span.piece.flags[index]))
-                rows.append((LABELLED, flags, score, area(mask), len(text)))
-            else:
-                text = reason.encode()
-                rows.append((SKIPPED, 0, 0.0, 0, len(text)))
-            texts.append(text)
+    written: list[bytes] = []
+    for outcome in found:
+        written.append(text := next(texts) if outcome.mask else outcome.reason.encode())
+        kind = LABELLED if outcome.mask else SKIPPED
+        rows.append((kind, outcome.flags, outcome.score, area(outcome.mask) if outcome.mask else 0, len(text)))
     first = batch.spans[0]
     start = first.piece.origin[1] + first.first
-    return Record(start, start + len(rows), np.array(rows, ENTRY), b"".join(texts))
+    return Record(start, start + len(rows), np.array(rows, ENTRY), b"".join(written))
 
 
 def segmentation_json(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]], mask_format: Format) -> list[bytes]:

@@ -25,7 +25,7 @@ GPU_BATCH = 64
 
 
 class Session(Protocol):
-    """A model ready to run. `run` may be called by `lanes` threads at a time.
+    """A model ready to run. `run` may be called by `lanes` threads at a time, by any.
 
     constants: what the model was made with.   model_id: first 12 hex digits of the file's SHA-256.
     backend: what runs it and how, "onnxruntime 1.31.1 CPU".   device: "cpu", "cuda:0".

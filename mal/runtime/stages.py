@@ -6,10 +6,10 @@ Two clocks: `seconds` on the wall, which include waiting for a disk or for a pro
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
-# In the order the data travels. `wait` is the main thread without a batch: the device waits for the host.
+# In the order the data travels. `wait` is the session without a batch: the device waits for the host.
 STAGES = ("scan", "read", "crop", "pack", "wait", "session", "mask", "journal", "merge")
 HOST_STAGES = ("read", "crop", "pack", "mask")
 
@@ -29,10 +29,18 @@ class Stages:
         try:
             yield
         finally:
-            spent, cpu_spent = time.perf_counter() - start, time.thread_time() - cpu_start
-            with self._lock:
-                self.seconds[stage] += spent
-                self.cpu_seconds[stage] += cpu_spent
+            self.add(stage, time.perf_counter() - start, time.thread_time() - cpu_start)
+
+    def add(self, stage: str, seconds: float, cpu_seconds: float = 0.0) -> None:
+        """Add seconds on the wall and of the processor to `stage`."""
+        with self._lock:
+            self.seconds[stage] += seconds
+            self.cpu_seconds[stage] += cpu_seconds
+
+    def include(self, seconds: dict[str, float], cpu_seconds: dict[str, float]) -> None:
+        """Add what somebody else has added up."""
+        for stage in STAGES:
+            self.add(stage, seconds[stage], cpu_seconds[stage])
 
     def table(self) -> dict[str, dict[str, float]]:
         """Both clocks of each stage, to the millisecond: {"read": {"seconds": 1.2, "cpu_seconds": 0.9}, ...}."""
@@ -46,3 +54,20 @@ class Stages:
         if self.seconds["session"] >= self.seconds["wait"]:
             return "session"
         return max(HOST_STAGES, key=lambda stage: self.seconds[stage])
+
+
+def stage_lines(table: Mapping[str, Mapping[str, float]], boxes: int, bound: str) -> list[str]:
+    """The table as text, with milliseconds a box; an arrow at the stage that holds everything up.
+
+    Args:
+        table: as `Stages.table`.
+        boxes: over which the time went.
+        bound: as `Stages.bound`.
+    """
+    lines = [f"  {'stage':<8} {'seconds':>9} {'ms a box':>9} {'processor':>10} {'ms a box':>9}"]
+    for stage, spent in table.items():
+        wall, cpu = spent["seconds"], spent["cpu_seconds"]
+        a_box = 1000 / max(1, boxes)
+        arrow = "  <- the bottleneck" if stage == bound else ""
+        lines.append(f"  {stage:<8} {wall:9.2f} {wall * a_box:9.3f} {cpu:10.2f} {cpu * a_box:9.3f}{arrow}")
+    return lines

@@ -25,6 +25,11 @@ class FakeSession:
     backend = "fake"
     device = "cpu"
     threads = 1
+    lanes = 1
+    auto_batch = 16
+
+    def allocate(self, batch: int) -> np.ndarray:
+        return np.empty((batch, 3, SIZE, SIZE), np.float32)
 
     def __init__(self) -> None:
         self.batches: list[int] = []

@@ -238,7 +238,12 @@ def test_ctrl_c_finishes_the_batch_and_keeps_it(run, break_session, tmp_path: Pa
 
 
 def test_a_second_ctrl_c_stops_at_once(run, break_session) -> None:
-    break_session(5, lambda: (signal.raise_signal(signal.SIGINT), signal.raise_signal(signal.SIGINT)))
+    def twice() -> None:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)  # the session has a thread of its own: time for the main thread to hear of it
+
+    break_session(5, twice)
     with pytest.raises(KeyboardInterrupt):
         run()
     break_session(0, fail)

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 import mal
-from mal.errors import ShapeError
+from mal.errors import ShapeError, UsageError
 from mal.runtime.labeler import NO_AREA
 from mal.runtime.objects import OUTSIDE, PIECE
 
@@ -116,3 +117,79 @@ def test_other_images_are_refused(labeler: mal.MaskLabeler, image: np.ndarray, c
 def test_other_boxes_are_refused(labeler: mal.MaskLabeler, image: np.ndarray, boxes: object, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         labeler(image, boxes)
+
+
+def test_a_live_source_gets_its_masks_without_a_full_batch(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    """Batches are of 8 crops; the source gives one, and the next only when the first result is there."""
+    first_is_out = threading.Event()
+
+    def camera() -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+        yield image, [[15, 15, 45, 45]]
+        assert first_is_out.wait(60)
+        yield image, []  # nothing in sight
+        yield image, [[20, 20, 40, 40]]
+
+    results = labeler.stream(camera(), max_wait_ms=5)
+    found = [next(results)]
+    first_is_out.set()
+    found += results
+    assert [len(result.scores) for result in found] == [1, 0, 1]
+    assert found[0].masks.any()
+
+
+@pytest.mark.parametrize("max_wait_ms", [None, 0, 20])
+def test_what_the_source_raises_comes_behind_the_results(
+    labeler: mal.MaskLabeler, image: np.ndarray, max_wait_ms: float | None
+) -> None:
+    def broken() -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+        for _ in range(11):
+            yield image, [[15, 15, 45, 45]]
+        raise OSError("camera unplugged")
+
+    found: list[mal.LabelResult] = []
+    with pytest.raises(OSError, match="camera unplugged"):
+        found.extend(labeler.stream(broken(), max_wait_ms=max_wait_ms))
+    assert len(found) == 11
+    assert all(result.masks.any() for result in found)
+
+
+def test_a_bad_pair_comes_behind_the_results(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    found: list[mal.LabelResult] = []
+    with pytest.raises(ShapeError, match="pairs of an image and its boxes, got NoneType"):
+        found.extend(labeler.stream([(image, [[1, 1, 9, 9]]), None, (image, [[1, 1, 9, 9]])]))  # pyright: ignore
+    assert len(found) == 1
+
+
+def test_a_closed_labeler_says_so(labeler: mal.MaskLabeler, image: np.ndarray) -> None:
+    labeler.close()
+    labeler.close()
+    with pytest.raises(UsageError, match="this MaskLabeler is closed"):
+        labeler(image, [[1, 1, 5, 5]])
+    with pytest.raises(UsageError, match="this MaskLabeler is closed"):
+        labeler.stream([])
+
+
+def test_waiting_is_not_negative(labeler: mal.MaskLabeler) -> None:
+    with pytest.raises(UsageError, match="max_wait_ms=-1: expected milliseconds from 0 up"):
+        labeler.stream([], max_wait_ms=-1)
+
+
+@pytest.mark.parametrize(
+    ("value", "object_there"), [(np.inf, True), (-np.inf, False), (np.nan, False), (3e38, True), (-3e38, False)]
+)
+def test_logits_without_end_are_decided(
+    labeler: mal.MaskLabeler, image: np.ndarray, monkeypatch: pytest.MonkeyPatch, value: float, object_there: bool
+) -> None:
+    """Warnings are errors here, NumPy's too."""
+    run = labeler._session.run
+
+    def wild(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits, scores = run(crops)
+        logits = logits.copy()
+        logits[:, 2:6, 2:6] = value
+        return logits, scores
+
+    monkeypatch.setattr(labeler._session, "run", wild)
+    result = next(labeler.stream([(image, [[15, 15, 45, 45]])]))
+    assert result.masks[0, 30, 30] == object_there
+    assert "not-finite" in result.flags[0]

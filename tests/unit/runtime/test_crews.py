@@ -1,0 +1,242 @@
+"""Several workers give the bytes of one, whatever becomes of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mal.errors import MalError, UsageError
+from mal.runtime import label as label_module
+from mal.runtime.blocks import Block, BlockWork, ImageRef
+from mal.runtime.crew import DEATHS, Died, FarCrew, Todo
+from mal.runtime.journal import ENTRY, Record
+from mal.runtime.label import label_dataset
+from mal.runtime.processes import split_devices
+from mal.runtime.progress import Progress
+from mal.runtime.stages import STAGES
+from mal.runtime.worker import Closing, Labelled, Message, Ready, Stop
+
+
+@pytest.mark.parametrize(
+    ("word", "devices"),
+    [
+        (None, [None]),
+        ("cpu", ["cpu"]),
+        ("cuda:1", ["cuda:1"]),
+        ("cuda:0,1,3", ["cuda:0", "cuda:1", "cuda:3"]),
+        ("cuda:0,cuda:2", ["cuda:0", "cuda:2"]),
+        ("cpu,cpu", ["cpu", "cpu"]),
+    ],
+)
+def test_a_word_may_name_several_devices(word: str | None, devices: list[str | None]) -> None:
+    assert split_devices(word) == devices
+
+
+@pytest.mark.parametrize("word", ["cuda:0,cpu", "cpu,cuda:1", "cpu,1"])
+def test_devices_of_several_kinds_are_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="of one kind"):
+        split_devices(word)
+
+
+@pytest.fixture
+def many(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """200 images of 3 boxes each: four blocks."""
+    (tmp_path / "images").mkdir()
+    images, annotations = [], []
+    for number in range(200):
+        picture = Image.fromarray(rng.integers(0, 255, (5, 6, 3), dtype=np.uint8))
+        picture.resize((60, 50), Image.Resampling.BICUBIC).save(tmp_path / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": 60, "height": 50})
+        for x, y, w, h in rng.uniform(3, 28, (3, 4)).tolist():
+            annotations.append({"id": len(annotations), "image_id": number, "bbox": [x, y, w, h]})
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    return path
+
+
+@pytest.fixture
+def run(many: Path, model: Path, tmp_path: Path) -> Callable[..., Any]:
+    def run(name: str, **options: Any) -> tuple[Any, bytes]:
+        output = tmp_path / name
+        report = label_dataset(many, model=model, output=output, batch=4, workers=2, **options)
+        return report, output.read_bytes()
+
+    return run
+
+
+def at_result(monkeypatch: pytest.MonkeyPatch, number: int, what: Callable[[], None]) -> None:
+    """Do something when so many results have come."""
+    advance, count = Progress.advance, [0]
+
+    def counted(self: Progress, *values: Any) -> None:
+        count[0] += 1
+        if count[0] == number:
+            what()
+        advance(self, *values)
+
+    monkeypatch.setattr(label_module.Progress, "advance", counted)
+
+
+def children() -> list[int]:
+    """Processes of workers that this one has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                words = (entry / "cmdline").read_bytes()
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, ValueError):
+                continue
+            if b"mal.runtime.processes" in words and parent == os.getpid():
+                found.append(int(entry.name))
+    return found
+
+
+def test_two_processes_give_the_bytes_of_one_even_if_one_is_killed(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, whole = run("one.json", device="cpu")
+    assert report.worker_deaths == 0
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.extend(children())
+        os.kill(killed[0], signal.SIGKILL)
+
+    at_result(monkeypatch, 9, kill)
+    report, found = run("two.json", device="cpu,cpu")
+    assert found == whole
+    assert len(killed) == 2
+    assert (report.worker_deaths, report.device, report.labelled) == (1, "cpu,cpu", 600)
+    assert not children()
+
+
+def test_workers_end_when_nobody_is_there_to_label_for(many: Path, model: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "mal.cli", "label", many, "--engine", model, "-o", tmp_path / "out.json"]
+    words += ["--device", "cpu,cpu", "--batch", "1", "--log-json"]
+    with subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE) as driver:
+        assert driver.stderr
+        driver.stderr.readline()  # "start": the workers are ready
+        workers = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if (entry.name.isdecimal() and f") S {driver.pid} " in _stat(entry)) or f") R {driver.pid} " in _stat(entry)
+        ]
+        driver.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert workers
+
+
+def _stat(entry: Path) -> str:
+    try:
+        return (entry / "stat").read_text()
+    except OSError:
+        return ""
+
+
+READY = Ready("0" * 12, None, "fake", "cpu", 1, "numpy", 4, "0")  # pyright: ignore[reportArgumentType]
+
+
+class FakeHand:
+    """A worker of one result an object; `script` says when it dies instead."""
+
+    name = "fake"
+
+    def __init__(self, number: int, mail: list[tuple[int, Any]], dies_at: set[tuple[int, int]]) -> None:
+        self._number, self._mail, self._dies_at = number, mail, dies_at
+        self.alive = False
+
+    def start(self) -> None:
+        self.alive = True
+        self._mail.append((self._number, READY))
+
+    def give(self, message: BlockWork | Stop | None) -> None:
+        if not self.alive:
+            return
+        if not isinstance(message, BlockWork):
+            zeros = dict.fromkeys(STAGES, 0.0)
+            self._mail.append((self._number, Closing(zeros, zeros, 4)))
+            return
+        for at in range(message.done, len(message.image)):
+            if (message.index, at) in self._dies_at:
+                self.alive = False
+                self._mail.append((self._number, Died("killed by SIGKILL")))
+                return
+            entries = np.zeros(1, ENTRY)
+            entries["kind"] = 1
+            self._mail.append((self._number, Labelled(message.index, Record(at, at + 1, entries, b""), 1.0)))
+
+    def kill(self) -> None:
+        self.alive = False
+
+
+def fake_crew(count: int, dies_at: set[tuple[int, int]]) -> tuple[FarCrew, Todo]:
+    mail: list[tuple[int, Message | Died]] = []
+    hands = [FakeHand(number, mail, dies_at) for number in range(count)]
+    blocks = [Block(index, 4 * index, 4 * index + 4) for index in range(5)]
+
+    def work(block: Block, done: int) -> BlockWork:
+        image = np.zeros(4, np.int32)
+        return BlockWork(block.index, done, np.zeros((4, 4)), image, [ImageRef(f"{block.index}.jpg", 1, 1)], {})
+
+    todo = Todo(blocks, dict.fromkeys(range(5), 0), work)
+    return FarCrew(hands, lambda: mail.pop(0), needed=1), todo
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_every_object_comes_once_and_in_the_order_of_its_block(count: int) -> None:
+    crew, todo = fake_crew(count, set())
+    found = [(some.block, some.record.start) for some in crew.run(todo, lambda: False)]
+    assert sorted(found) == [(block, at) for block in range(5) for at in range(4)]
+    assert all([at for block, at in found if block == index] == [0, 1, 2, 3] for index in range(5))
+
+
+def test_a_block_that_kills_its_workers_ends_the_run() -> None:
+    crew, todo = fake_crew(2, {(1, 2)})
+    found: list[tuple[int, int]] = []
+    with pytest.raises(MalError, match=rf"died {DEATHS} times in the block of images '1.jpg' to '1.jpg': killed"):
+        found.extend((some.block, some.record.start) for some in crew.run(todo, lambda: False))
+    assert len(found) == len(set(found))
+    assert (1, 2) not in found
+
+
+def test_workers_that_differ_are_refused() -> None:
+    crew, todo = fake_crew(2, set())
+    crew._ready[0] = READY._replace(backend="another")
+    with pytest.raises(MalError, match="the workers differ"):
+        list(crew.run(todo, lambda: False))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_though_a_node_is_killed(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    _, whole = run("one.json", device="cpu")
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    size = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "_system_config": quick})
+    try:
+        second = cluster.add_node(num_cpus=2, object_store_memory=80_000_000)
+        ray.init(address=cluster.address, log_to_driver=False)
+        at_result(monkeypatch, 40, lambda: second.kill_all_processes(check_alive=False, allow_graceful=False))
+        report, found = run("ray.json", device="cpu", ray="")
+        assert found == whole
+        assert report.labelled == 600
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
