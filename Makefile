@@ -21,6 +21,8 @@ check: .venv/everything
 # Long proofs at their whole size; their logs are in benchmarks/results.
 soak: .venv/everything
 	MAL_SOAK_OBJECTS=100000 $(BIN)/pytest -s tests/deepstream/test_soak.py
+	$(BIN)/python -m benchmarks.kills --runs 200 | tee benchmarks/results/kills.json
+	$(BIN)/python -m benchmarks.soak --batches 100000 | tee benchmarks/results/soak.json
 
 # What only a GPU can show (docs/gpu-checks.md); without one it stops at once.
 gpu: .venv/everything
@@ -40,11 +42,6 @@ train-student: .venv/everything
 	$(BIN)/mal export runs/student --target onnx -o runs/student.onnx
 	$(BIN)/mal label $(DATA)/coco-val/boxes.json --engine runs/student.onnx -o runs/student_coco_val.json
 	$(BIN)/mal eval runs/student_coco_val.json $(DATA)/coco-val/instances.json --json
-
-# The long proofs in their whole size (the tests run a small one); some 40 minutes on two quiet cores.
-soak: .venv/everything
-	$(BIN)/python -m benchmarks.kills --runs 200 | tee benchmarks/results/kills.json
-	$(BIN)/python -m benchmarks.soak --batches 100000 | tee benchmarks/results/soak.json
 
 format: .venv/everything
 	$(BIN)/ruff check --fix .
