@@ -220,13 +220,18 @@ def export(
 def label(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="COCO.json", help="Boxes: COCO, LVIS, YOLO or VOC. With -e: KEY=VALUE overrides."),
+        typer.Argument(metavar="COCO.json", help="Boxes: COCO, LVIS, YOLO or VOC; - for lines. With -e: KEY=VALUE."),
     ] = None,
     engine: Annotated[
         str | None, typer.Option("--engine", help="Model: .onnx, .safetensors, or the name of a shipped student.")
     ] = None,
     images: Images = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: COCO.masks.json.")] = None,
+    images_json: Annotated[
+        Path | None, typer.Option("--images-json", help="COCO file of the images, for boxes that are a detection list.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: COCO.masks.json; .gz and .zst are packed.")
+    ] = None,
     device: Device = None,
     batch: Annotated[str | None, typer.Option("--batch", help="Crops a call: auto (the default) or a number.")] = None,
     workers: Workers = None,
@@ -254,7 +259,7 @@ def label(
         typer.Option("--ray", metavar="[ADDRESS]", help="Label on a Ray cluster; default: the one that is found."),
     ] = None,
 ) -> None:
-    """Turn boxes into masks: COCO JSON in, the same JSON with masks out."""
+    """Turn boxes into masks: COCO JSON in, the same JSON with masks out. `-`: JSON lines from stdin to stdout."""
     from mal.runtime.label import label_dataset
 
     paths, overrides = _paths_and_overrides(words) if spec else ([Path(word) for word in words or []], [])
@@ -268,12 +273,36 @@ def label(
 
         found = label_task(spec, overrides).arguments()
     arguments = found | {key: value for key, value in asked.items() if value is not None}
+    if str(arguments.get("boxes")) == "-":
+        from mal.runtime.lines import label_lines
+
+        for name, value in (("-o", output), ("--images-json", images_json), ("--fresh", fresh), ("-e", spec)):
+            if value:
+                raise UsageError(f"{name} does not go with -, which reads stdin and writes stdout")
+        lines = label_lines(
+            sys.stdin.buffer,
+            sys.stdout.buffer,
+            sys.stderr,
+            model=arguments["model"],
+            images=images,
+            device=device,
+            batch=arguments["batch"],
+            workers=workers,
+            format=mask_format.value,
+            on_error=on_error.value,
+            allow_outside=allow_outside,
+            max_memory_gb=max_memory,
+            trust=trust,
+        )
+        print(lines.text(), file=sys.stderr)
+        raise typer.Exit(lines.exit_code)
     if rebuild:
         from mal.export.rebuild import rebuild_engine
 
         rebuild_engine(Path(arguments["model"]))
     report = label_dataset(
         **arguments,
+        images_json=images_json,
         workers=workers,
         format=mask_format.value,
         on_error=on_error.value,

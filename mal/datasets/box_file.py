@@ -1,5 +1,6 @@
 """BoxFile: the boxes of a data set as columns, and the way back into its file."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ class BoxFile:
 
     Attributes:
         path: what was opened.
-        format: "coco", "lvis", "yolo" or "voc".
+        format: "coco", "lvis", "detections", "yolo" or "voc".
         source: where the images are.
         images: the images, in the file's order.
         image_row: (N,) int32 row of `images`, -1 if the annotation has no image, -2 if it has several.
@@ -48,7 +49,15 @@ class BoxFile:
         duplicate_ids: how many annotations bear the id of an earlier one. Each is an object of its own.
     """
 
-    def __init__(self, path: Path, format: str, source: ImageSource, document: Document, scan: Scan) -> None:
+    def __init__(
+        self,
+        path: Path,
+        format: str,
+        source: ImageSource,
+        document: Document,
+        scan: Scan,
+        images_document: Document | None = None,
+    ) -> None:
         self.path = path
         self.format = format
         self.source = source
@@ -60,6 +69,7 @@ class BoxFile:
         self.category_names = scan.category_names
         self.duplicate_ids = scan.duplicate_ids
         self._document = document
+        self._images_document = images_document
         self._stretches = scan.stretches
 
     def __len__(self) -> int:
@@ -67,8 +77,14 @@ class BoxFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the document (of the COCO document made from it, for other formats). Reads it once."""
-        return self._document.sha256()
+        """Hex digest of the document (of the COCO document made from it, for other formats). Reads it once.
+
+        For a list of detections: of its digest and that of the file of its images.
+        """
+        if self._images_document is None:
+            return self._document.sha256()
+        both = self._document.sha256() + self._images_document.sha256()
+        return hashlib.sha256(both.encode()).hexdigest()
 
     def order(self) -> NDArray[np.int64]:
         """(N,) rows grouped by image in the images' order, in the file's order within; those without an image last."""
@@ -86,18 +102,18 @@ class BoxFile:
             return "no image has its image_id"
         if not self.images.file_names[image_row]:
             return "its image has no file_name"
-        if not np.isfinite(self.boxes[row]).all():
-            return "bbox is not four finite numbers"
-        if not geometry.usable(self.boxes[row : row + 1])[0]:
-            return "bbox has no area"
-        return None
+        return reason_of_box(self.boxes[row], False)
 
     def annotation_ids(self, rows: Sequence[int] | NDArray[np.integer]) -> list[int | str | None]:
         """Ids as they stand in the file, None where there is none.
 
+        A detection without one is called by its place in the list, from 1, as COCO's tools number them.
         Read again from the file, so ask once for many rows: one call reads each part of the file at most once.
         """
-        return [_as_id(annotation.id) for annotation in self._reread(rows, LooseAnnotation)]
+        ids = [_as_id(annotation.id) for annotation in self._reread(rows, LooseAnnotation)]
+        if self.format == "detections":
+            ids = [int(row) + 1 if found is None else found for row, found in zip(rows, ids, strict=True)]
+        return ids
 
     def image_ids(self, rows: Sequence[int] | NDArray[np.integer]) -> list[int | str | None]:
         """The annotations' `image_id` as it stands in the file, even where no image has it; see `annotation_ids`."""
@@ -166,6 +182,15 @@ class BoxFile:
 
 def _as_id(value: object) -> int | str | None:
     return value if type(value) in (int, str) else None  # pyright: ignore[reportReturnType]  a bool is no id
+
+
+def reason_of_box(box: NDArray[np.float64], crowd: bool) -> str | None:
+    """Why an annotation with this box (4,) can't be labelled in any image; None if it can."""
+    if crowd:
+        return "crowd"
+    if not np.isfinite(box).all():
+        return "bbox is not four finite numbers"
+    return None if geometry.usable(box[None])[0] else "bbox has no area"
 
 
 def _runs(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:

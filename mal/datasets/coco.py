@@ -103,19 +103,30 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def scan_document(document: Document) -> Scan:
+def scan_document(document: Document, detections: Document | None = None) -> Scan:
     """Read the columns of a COCO document.
 
+    Args:
+        document: images, categories and annotations.
+        detections: a list in COCO's results format, to be read in place of the document's annotations; these need
+            not be there.
+
     Raises:
-        BoxFileError: broken JSON, or JSON that is no COCO document.
+        BoxFileError: broken JSON, or JSON that is not what it should be.
     """
-    reader = _open(document)
     codes = Codes()
     annotations = _AnnotationColumns(codes)
     images = _ImageColumns(codes)
     categories: list[_Category] = []
     seen: set[str] = set()
     with _no_garbage_collection():
+        if detections:
+            _expect_start(detections, b"[", "a list of detections, as --images-json wants it")
+            reader = Reader(detections)
+            annotations.read(reader, detections.size)
+            reader.finish()
+        _expect_start(document, b"{", "a COCO JSON object with images and annotations")
+        reader = Reader(document)
         while (key := reader.next_key()) is not None:
             if key not in ("images", "annotations", "categories"):
                 reader.skip()
@@ -125,14 +136,17 @@ def scan_document(document: Document) -> Scan:
             seen.add(key)
             if reader.value_starts() not in "[":  # at the end of the file the reader itself complains
                 raise BoxFileError(f"{document.name}: {key!r} is not a list; expected COCO's list of objects")
-            if key == "annotations":
-                annotations.read(reader, document.size)
-            elif key == "images":
+            if key == "images":
                 images.read(reader)
-            else:
+            elif key == "categories":
                 for window in reader.windows(lambda text: decode_loosely(text, _Category)):
                     categories += window.elements
-    for key in ("images", "annotations"):
+            elif detections:
+                for _ in reader.windows(_raw_list.decode):
+                    pass
+            else:
+                annotations.read(reader, document.size)
+    for key in ("images",) if detections else ("images", "annotations"):
         if key not in seen:
             found = ", ".join(sorted(seen)) or "none of COCO's lists"
             raise BoxFileError(
@@ -141,19 +155,19 @@ def scan_document(document: Document) -> Scan:
     return annotations.finish(images, categories)
 
 
-def _open(document: Document) -> Reader:
+def _expect_start(document: Document, bracket: bytes, expected: str) -> None:
     start = document.read(0, 4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] == bracket:
+        return
     if start[:1] == b"[":
         raise BoxFileError(
-            f"{document.name} is a JSON list (COCO results?); expected an object with images and annotations: "
-            "put the boxes into the annotations of a COCO file"
+            f"{document.name} is a JSON list (detections?); expected {expected}: "
+            "name the COCO file of its images with --images-json"
         )
-    if start[:1] != b"{":
-        raise BoxFileError(
-            f"{document.name} does not start with {{ but with {start[:12].decode('latin-1')!r}; "
-            "expected a COCO JSON object with images and annotations"
-        )
-    return Reader(document)
+    raise BoxFileError(
+        f"{document.name} does not start with {bracket.decode()} but with {start[:12].decode('latin-1')!r}; "
+        f"expected {expected}"
+    )
 
 
 class _AnnotationColumns:
@@ -203,12 +217,12 @@ class _AnnotationColumns:
     def _fill_loosely(self, rows: tuple[NDArray[Any], ...], annotations: list[Any]) -> None:
         boxes, image, category, identity, crowd = rows
         of = self._codes.of
-        boxes[:] = [_corners(annotation.bbox) for annotation in annotations]
+        boxes[:] = [corners(annotation.bbox) for annotation in annotations]
         image[:] = [of(annotation.image_id) for annotation in annotations]
         category[:] = [of(annotation.category_id) for annotation in annotations]
         # String ids of annotations are not kept: a hash is enough to count duplicates.
         identity[:] = [_digest(annotation.id) for annotation in annotations]
-        crowd[:] = [_is_crowd(annotation.iscrowd) for annotation in annotations]
+        crowd[:] = [is_crowd(annotation.iscrowd) for annotation in annotations]
 
     def finish(self, images: "_ImageColumns", categories: list[_Category]) -> Scan:
         duplicates = _count_duplicates(self._id.take())
@@ -334,7 +348,7 @@ def _fill_ids(column: NDArray[np.int64], ids: list[int | str], code: Callable[[s
             raise struct.error
 
 
-def _corners(bbox: Any) -> tuple[float, float, float, float]:
+def corners(bbox: Any) -> tuple[float, float, float, float]:
     """COCO's x, y, width, height as corners; NaN where it is not four numbers."""
     try:
         if type(bbox) in (list, tuple) and len(bbox) == 4 and all(type(number) in (int, float) for number in bbox):
@@ -345,7 +359,8 @@ def _corners(bbox: Any) -> tuple[float, float, float, float]:
     return (np.nan, np.nan, np.nan, np.nan)
 
 
-def _is_crowd(value: Any) -> bool:
+def is_crowd(value: Any) -> bool:
+    """Whether an `iscrowd` of this value marks a crowd region."""
     return type(value) in (int, float, bool) and value != 0
 
 

@@ -11,7 +11,7 @@ from mal.errors import BoxFileError
 from mal.sources import Address, Folder, open_source
 
 
-def open_boxes(path: Path, images: Address | None = None) -> BoxFile:
+def open_boxes(path: Path, images: Address | None = None, images_json: Path | None = None) -> BoxFile:
     """Read the boxes of a data set into columns.
 
     Args:
@@ -20,21 +20,28 @@ def open_boxes(path: Path, images: Address | None = None) -> BoxFile:
             files or one.
         images: folder, tar files or address where file names start (see `mal.sources`); default `images/` beside
             the JSON, else the JSON's folder; the other formats know their own.
+        images_json: where `path` is a list of detections (COCO's results format): the COCO file of their images.
 
     Raises:
         BoxFileError: nothing there, an unknown format, a broken file; `images` is no folder.
     """
     try:
-        return _open_boxes(path, images)
+        return _open_boxes(path, images, images_json)
     except OSError as error:  # a folder that may not be entered, a name that is too long, no space for a temporary file
         raise BoxFileError(f"cannot read boxes {path}: {error.strerror or error}") from None
 
 
-def _open_boxes(path: Path, images: Address | None) -> BoxFile:
+def _open_boxes(path: Path, images: Address | None, images_json: Path | None) -> BoxFile:
     source = None if images is None else open_source(images)
     if not path.exists():
         raise BoxFileError(f"no boxes at {path}: no such file or folder")
     format = _format(path)
+    if images_json is not None:
+        if format != "json":
+            raise BoxFileError(f"{path} has images of its own; --images-json is for lists of detections")
+        detections, document = open_document(path), open_document(images_json)
+        scan = scan_document(document, detections)
+        return BoxFile(path, "detections", source or Folder(_folder_beside(images_json)), detections, scan, document)
     if format == "json":
         document, folder = open_document(path), _folder_beside(path)
     elif format == "voc":

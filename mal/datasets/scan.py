@@ -62,12 +62,14 @@ class Malformed(Exception):  # noqa: N818  it is a finding; whoever catches it k
 
 
 class Reader:
-    """Reads the members of a top-level object in order; offsets are positions in the document."""
+    """Reads a document from its start: the members of a top-level object in order, or the elements of a top-level list.
+
+    Offsets are positions in the document.
+    """
 
     def __init__(self, document: Document) -> None:
         self._document = document
         self._at = 3 if document.read(0, 3) == b"\xef\xbb\xbf" else 0
-        self._expect(b"{")
         self._first = True
 
     def next_key(self) -> str | None:
@@ -76,11 +78,11 @@ class Reader:
         Raises:
             BoxFileError: no key, colon, comma or closing brace where there must be one.
         """
-        byte = self._peek()
-        if byte == b"}":
+        if self._first:
+            self._expect(b"{")
+        if self._peek() == b"}":
             self._at += 1
-            if self._peek():
-                raise self._broken("end of the file")
+            self.finish()
             return None
         if not self._first:
             self._expect(b",")
@@ -96,6 +98,11 @@ class Reader:
             key = ""  # unreadable text: none of our keys
         self._expect(b":")
         return key
+
+    def finish(self) -> None:
+        """Raise BoxFileError if anything follows."""
+        if self._peek():
+            raise self._broken("end of the file")
 
     def value_starts(self) -> str:
         """First character of the value that comes next, '' at the end of the document."""

@@ -36,12 +36,15 @@ def build_voc(path: Path) -> tuple[Document, Path]:
         from 1.
 
     Raises:
-        BoxFileError: an XML file is broken, is not VOC's, or declares entities.
+        BoxFileError: every XML file is broken, is not VOC's, or declares entities. A single one among others becomes
+            an annotation without bbox, with the error as `problem`, of an image called like the file: so it is listed
+            as skipped, and a hundred thousand files are not held up by one.
     """
     files, numbers = find_xml(path), dict[str, int]()
     with Builder(str(path), "VOC") as builder:
-        for file in files:
-            _add(builder, file, numbers)
+        broken = [error for file in files if (error := _add(builder, file, numbers))]
+        if len(broken) == len(files):
+            raise broken[0]
         document = builder.finish({number: name for name, number in numbers.items()})
     return document, _folder(files[0].parent)
 
@@ -51,8 +54,12 @@ def _folder(annotations: Path) -> Path:
     return next((folder for folder in beside if folder.is_dir()), annotations)
 
 
-def _add(builder: Builder, file: Path, numbers: dict[str, int]) -> None:
-    root = _parse(file)
+def _add(builder: Builder, file: Path, numbers: dict[str, int]) -> BoxFileError | None:
+    try:
+        root = _parse(file)
+    except BoxFileError as error:
+        builder.annotation(builder.image(f"{file.stem}.jpg", None), None, None, problem=str(error))
+        return error
     name = _word(root, "filename") or file.stem
     if not Path(name).suffix:
         name += ".jpg"  # some tools leave it out
@@ -64,6 +71,7 @@ def _add(builder: Builder, file: Path, numbers: dict[str, int]) -> None:
         number = numbers.setdefault(category, len(numbers) + 1) if category else None
         others: dict[str, Any] = {key: _flag(_word(found, key)) for key in _KEPT if _word(found, key)}
         builder.annotation(image_id, number, _bbox(found), **others)
+    return None
 
 
 def _parse(file: Path) -> ElementTree.Element:

@@ -11,7 +11,8 @@ Category ids are the class numbers.
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ def build_yolo(path: Path, images: Path | None) -> tuple[Document, Path]:
     Args:
         path: its YAML (`path`, `train`, `val`, `test`, `names`), or a folder that has one, or a folder with
             `images/` and `labels/`.
-        images: image folder instead of the data set's own.
+        images: image folder instead of the data set's own; labels stay where the data set has them. Of a YAML's
+            `images/train`, it holds `images/train/`, `train/` or the images themselves.
 
     Returns:
         The document, and the folder where its file names start.
@@ -58,7 +60,8 @@ def build_yolo(path: Path, images: Path | None) -> tuple[Document, Path]:
         root = file.parent / str(settings.get("path") or ".")
         root = root if root.is_dir() else file.parent
         folder = images or root
-        pairs = [pair for place in _places(settings, root) for pair in _pairs_of(place)]
+        move = partial(_moved, root, images) if images else None
+        pairs = [pair for place in _places(settings, root, bool(images)) for pair in _pairs_of(place, move)]
     else:
         root = path if path.is_dir() else path.parent
         folder = images or root / "images"
@@ -96,8 +99,8 @@ def _names(settings: dict[str, Any], root: Path) -> dict[int, str]:
     return {number: str(name) for number, name in enumerate(names)}
 
 
-def _places(settings: dict[str, Any], root: Path) -> Iterator[Path]:
-    """Folders of images, or text files that list images, of all splits."""
+def _places(settings: dict[str, Any], root: Path, elsewhere: bool) -> Iterator[Path]:
+    """Folders of images, or text files that list images, of all splits. If images are elsewhere, labels are enough."""
     for split in _SPLITS:
         entries = settings.get(split) or []
         for entry in entries if isinstance(entries, list) else [entries]:
@@ -105,21 +108,29 @@ def _places(settings: dict[str, Any], root: Path) -> Iterator[Path]:
             # Roboflow writes ../train/images and means train/images; Ultralytics reads it that way too.
             if not place.exists() and str(entry).startswith("../"):
                 place = root / str(entry)[3:]
-            if not place.exists():
+            if not place.exists() and not (elsewhere and _label_of(place).is_dir()):
                 raise BoxFileError(f"{split}: {entry} of the YOLO data set is not there: no {place}")
             yield place
 
 
-def _pairs_of(place: Path) -> Iterator[_Pair]:
-    if place.is_dir():
-        yield from _pairs(place, _label_of(place))
+def _pairs_of(place: Path, move: Callable[[Path], Path] | None) -> Iterator[_Pair]:
+    if not place.is_file():
+        yield from _pairs(move(place) if move else place, _label_of(place))
         return
     for line in _text(place).splitlines():
         if line.strip():
             image = place.parent / line.strip()
             label = _label_of(image).with_suffix(".txt")
             if label.is_file():
-                yield _Pair(image, label)
+                yield _Pair(move(image) if move else image, label)
+
+
+def _moved(root: Path, images: Path, path: Path) -> Path:
+    """Where a folder or image of the data set is if its images are in `images`."""
+    parts = Path(os.path.relpath(path, root)).parts
+    inner = parts[len(parts) - parts[::-1].index("images") :] if "images" in parts else parts
+    places = [images.joinpath(*parts), images.joinpath(*inner), images / path.name, images]
+    return next((place for place in places if place.exists()), images.joinpath(*inner))
 
 
 def _label_of(path: Path) -> Path:

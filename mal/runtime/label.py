@@ -42,6 +42,7 @@ def label_dataset(
     *,
     model: str | Path = "student",
     images: Address | None = None,
+    images_json: Path | None = None,
     output: Path | None = None,
     device: str | None = None,
     batch: int | str = "auto",
@@ -63,6 +64,7 @@ def label_dataset(
         model: model file or name of a shipped student.
         images: image folder, tar files or address (see `mal.sources`); None: `images/` beside the boxes, else the
             boxes' folder.
+        images_json: COCO file of the images, where `boxes` is a list of detections.
         output: file to write, packed if it ends in .gz or .zst; None: `<boxes>.masks.json`, beside the boxes and packed
             like them.
         device: as in `open_session`, or several: "cuda:0,1,2,3", "cpu,cpu": a process each.
@@ -92,11 +94,11 @@ def label_dataset(
     """
     started = time.perf_counter()
     output = output or _default_output(boxes)
-    _check(boxes, output)
+    _check([boxes, *([images_json] if images_json else [])], output)
     workers = _workers(workers)
     stages = Stages()
     with stages.time("scan"):
-        box_file = open_boxes(boxes, images)
+        box_file = open_boxes(boxes, images, images_json)
         order = box_file.order()
         blocks = cut_blocks(box_file.image_row[order])
     folder = output.with_name(output.name + ".journal")
@@ -227,7 +229,7 @@ def _default_output(boxes: Path) -> Path:
     return folder.parent / f"{folder.name}.masks.json"
 
 
-def _check(boxes: Path, output: Path) -> None:
+def _check(inputs: list[Path], output: Path) -> None:
     """Raise for what can be told before anything is read."""
     check_packing(output)
     with writing(output):
@@ -240,7 +242,7 @@ def _check(boxes: Path, output: Path) -> None:
             if not file.is_file():
                 what = "a folder" if file.is_dir() else "no regular file"
                 raise OutputError(f"cannot write {file}: it is {what}; name another file with -o")
-            if boxes.exists() and file.samefile(boxes):
+            if any(path.exists() and file.samefile(path) for path in inputs):
                 raise UsageError(f"the output {file} is the input itself; name another file with -o")
 
 

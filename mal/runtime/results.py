@@ -22,6 +22,7 @@ KEYS = ("segmentation", "area", "mal")
 """What an annotation gets."""
 
 MOST_LOGIT = 1e30  # a network's are below 100; float32 ends at 3e38
+_FLAGS = [orjson.dumps(Flag(value).words) for value in range(2 * max(Flag))]
 _GAP = 1 << 12  # bytes of other results that are rather read than skipped
 
 
@@ -104,8 +105,7 @@ class Results:
 
     def __init__(self, journal: Journal, blocks: Sequence[Block], order: NDArray[np.int64], model_id: str) -> None:
         self._journal = journal
-        self._model = orjson.dumps(model_id)
-        self._flags = [orjson.dumps(Flag(value).words) for value in range(2 * max(Flag))]
+        self._model_id = model_id
         self._entries = np.zeros(len(order), ENTRY)
         self._offsets = np.zeros(len(order), np.int64)
         self._block = np.zeros(len(order), np.int32)
@@ -119,16 +119,9 @@ class Results:
         if len(order) and not (self._entries["kind"] > 0).all():
             raise MalError(f"the journal {journal.folder} lost results; start over with --fresh")
 
-    def __call__(self, start: int, stop: int) -> list[tuple[bytes, bytes, bytes] | None]:
+    def __call__(self, start: int, stop: int) -> list[tuple[bytes, ...] | None]:
         """Values of `KEYS` for the annotations start..stop, as JSON text; None: it stays as it came."""
-        entries = self._entries[start:stop]
-        end = b', "model": %s}' % self._model
-        return [
-            (text, b"%d" % area, b'{"score": %.4f, "flags": %s%s' % (score, self._flags[flag], end))
-            if kind == LABELLED
-            else None
-            for (kind, flag, score, area, _), text in zip(entries.tolist(), self._texts(start, stop), strict=True)
-        ]
+        return values_of(self._entries[start:stop], self._texts(start, stop), self._model_id)
 
     def _texts(self, start: int, stop: int) -> list[bytes]:
         """Texts of the annotations start..stop; neighbours in a segment are read together."""
@@ -162,6 +155,24 @@ class Results:
             "empty": int((labelled & (flags & Flag.EMPTY > 0)).sum()),
             "clipped": int((labelled & (flags & Flag.CLIPPED > 0)).sum()),
         }
+
+
+def values_of(entries: NDArray[np.void], texts: Sequence[bytes], model_id: str) -> list[tuple[bytes, ...] | None]:
+    """Values of `KEYS` as JSON text for the objects of (n,) ENTRY with their texts; None for one without a mask."""
+    end = b', "model": %s}' % orjson.dumps(model_id)
+    return [
+        (text, b"%d" % area, b'{"score": %.4f, "flags": %s%s' % (score, _FLAGS[flags], end))
+        if kind == LABELLED
+        else None
+        for (kind, flags, score, area, _), text in zip(entries.tolist(), texts, strict=True)
+    ]
+
+
+def reasons_of(entries: NDArray[np.void], texts: Sequence[bytes]) -> list[str | None]:
+    """Why objects have no mask; None for one that has."""
+    return [
+        text.decode() if kind == SKIPPED else None for kind, text in zip(entries["kind"].tolist(), texts, strict=True)
+    ]
 
 
 def must_have_mask(reason: str) -> bool:

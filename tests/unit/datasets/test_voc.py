@@ -63,3 +63,12 @@ def test_objects_without_a_box_stay(tmp_path: Path, corners: str) -> None:
 def test_bad_xml(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(BoxFileError, match=words):
         open_boxes(data_set(tmp_path, a=text))
+
+
+def test_one_broken_file_among_others_is_listed(tmp_path: Path) -> None:
+    good = FILE.format("", OBJECT.format("dog", CORNERS))
+    boxes = open_boxes(data_set(tmp_path, a=good, b="<annotation>", c=good))
+    assert boxes.images.file_names[1] == "b.jpg"
+    assert boxes.image_row.tolist() == [0, 1, 2]
+    assert [boxes.reason(row) for row in range(3)] == [None, "bbox is not four finite numbers", None]
+    assert "b.xml is broken XML" in json.loads(written(boxes))["annotations"][1]["problem"]

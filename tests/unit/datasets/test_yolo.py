@@ -109,3 +109,18 @@ def test_bad_yaml(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(BoxFileError, match=words):
         open_boxes(tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize("inside", ["images/train", "train", "."])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_yaml_whose_images_are_elsewhere(tmp_path: Path, inside: str, listed: bool) -> None:
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    (root / "labels" / "train").mkdir(parents=True)
+    (root / "labels" / "train" / "a.txt").write_text("0 .5 .5 .5 .5")
+    (root / "train.txt").write_text("images/train/a.png\n")
+    (root / "data.yaml").write_text(f"train: {'train.txt' if listed else 'images/train'}\nnames: [cat]\n")
+    (elsewhere / inside).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (100, 200)).save(elsewhere / inside / "a.png")
+    boxes = open_boxes(root / "data.yaml", elsewhere)
+    assert boxes.boxes.tolist() == [[25, 50, 75, 150]]
+    assert boxes.source.read(boxes.images.file_names[0])
