@@ -28,7 +28,7 @@ def scenes(data: Path, boxes: int, images: int):
         mine = np.flatnonzero((file.image_row == row) & ~file.crowd)
         if len(mine) < boxes or not images:
             continue
-        image = read_image(find_image(file.images.file_names[row], file.image_folder))
+        image = read_image(find_image(file.images.file_names[row], data / "images"))
         found = clip(file.boxes[mine], image.shape[1], image.shape[0])
         found = found[usable(found)][:boxes]
         if len(found) == boxes:
