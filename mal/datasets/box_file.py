@@ -112,7 +112,7 @@ class BoxFile:
         """
         ids = [_as_id(annotation.id) for annotation in self._reread(rows, LooseAnnotation)]
         if self.format == "detections":
-            ids = [int(row) + 1 if found is None else found for row, found in zip(rows, ids, strict=True)]
+            return [int(row) + 1 if found is None else found for row, found in zip(rows, ids, strict=True)]
         return ids
 
     def image_ids(self, rows: Sequence[int] | NDArray[np.integer]) -> list[int | str | None]:
