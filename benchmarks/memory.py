@@ -33,7 +33,8 @@ class FakeSession:
     """Answers at once: the same blob for every crop."""
 
     constants = ModelConstants(backbone="none", size=32)
-    model_id, backend, device, threads = "0" * 12, "fake", "cpu", 1
+    model_id, backend, device = "0" * 12, "fake", "cpu"
+    threads, lanes, auto_batch = 1, 1, 16
 
     def __init__(self) -> None:
         y, x = np.mgrid[-1:1:8j, -1:1:8j]
@@ -42,6 +43,10 @@ class FakeSession:
     def run(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """An ellipse, and a score of a half."""
         return np.repeat(self._logits, len(crops), axis=0), np.full(len(crops), 0.5, np.float32)
+
+    def allocate(self, batch: int) -> np.ndarray:
+        """Room for a batch."""
+        return np.empty((batch, 3, self.constants.size, self.constants.size), np.float32)
 
     def close(self) -> None:
         """Nothing to give back."""
