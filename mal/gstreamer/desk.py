@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import ClassVar, NamedTuple
 
@@ -101,30 +102,17 @@ class Desk:
         self._labeler(frame, boxes)
         return time.perf_counter() - start
 
-    def _gather(self) -> list[_Job]:
-        """Frames for a batch: until it is full, or the first one has waited long enough. None: the desk is closed."""
-        jobs: list[_Job] = []
-        objects, deadline = 0, None
-        while objects < self._settings.batch:
-            try:
-                job = self._jobs.get(timeout=None if deadline is None else max(0, deadline - time.monotonic()))
-            except Empty:
-                break
-            if job is None:
-                self._jobs.put(None)  # found again once these are done
-                break
-            deadline = deadline or time.monotonic() + self._settings.max_wait_ms / 1000
-            jobs.append(job)
-            objects += len(job[1])
-        return jobs
+    def _frames(self) -> Iterator[_Job]:
+        while job := self._jobs.get():
+            yield job
 
     def _serve(self) -> None:
         try:
-            while jobs := self._gather():
-                for result in self._labeler.stream(jobs):
-                    self._waiting.popleft().set_result(result)
+            for result in self._labeler.stream(self._frames(), max_wait_ms=self._settings.max_wait_ms):
+                self._waiting.popleft().set_result(result)
         except Exception as error:
             with self._entry:
                 self._error = error
+                self._jobs.put(None)  # the thread that reads the frames ends too
                 for answer in self._waiting:
                     answer.set_exception(error)
