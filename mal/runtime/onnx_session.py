@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mal.config import ModelConstants
 from mal.errors import DeviceError, MalError, MissingPackageError, ModelFileError
 from mal.runtime.machine import gpu_count
-from mal.runtime.onnx_file import read_metadata
+from mal.runtime.onnx_file import MADE_FOR, read_metadata
 from mal.runtime.session import CPU_BATCH, GPU_BATCH, Wish, check_crops, check_device, read_model
 
 try:
@@ -22,7 +22,8 @@ except ImportError as _error:
 
 from mal.runtime.onnx_providers import Binding, open_on_gpu
 
-DEVICES = ("cuda", "tensorrt", "tensorrt-rtx")
+ENGINES = ("tensorrt", "tensorrt-rtx")
+DEVICES = ("cuda", *ENGINES)
 GPU_LANES = 2  # batches in flight: one is copied while the other is computed
 _FATAL = 4  # log severity: what goes wrong comes as an exception, not as lines on stderr
 
@@ -33,10 +34,16 @@ class OnnxSession:
     def __init__(self, path: Path, device: str | None, threads: int) -> None:
         wish = check_device(device, DEVICES)
         content, self.model_id = read_model(path)
-        self.constants = ModelConstants.from_metadata(read_metadata(content, path.name), path.name)
+        metadata = read_metadata(content, path.name)
+        self.constants = ModelConstants.from_metadata(metadata, path.name)
         self.threads = threads
         self._path = path
         self._runtime, self._wish = self._open(content, device, wish)
+        if MADE_FOR in metadata and not (self._wish and self._wish.kind in ENGINES):
+            raise ModelFileError(
+                f"{path.name} is INT8 for TensorRT, and ONNX Runtime itself would make other masks of it: use the "
+                "engine beside it, or export it for here with `mal export --int8 --calibrate … --target onnx`"
+            )
         self._check_contract()
         provider = self._runtime.get_providers()[0].removesuffix("ExecutionProvider")
         self.backend = f"onnxruntime {onnxruntime.__version__} {provider}"

@@ -60,7 +60,8 @@ class Views(Dataset[View]):
         label = self.labels.maps[row]
         sure = label != UNKNOWN
         planes = np.stack([label * sure, sure * np.uint8(255), np.zeros_like(label)], -1)
-        planes = cut_crop(planes, window * len(label), size // 4, "edge").astype(np.float32) / 255
+        planes = cut_crop(planes, window * len(label), size // 4, "edge")
+        planes = np.divide(planes, 255, dtype=np.float32)
         target, known = planes[..., 0], planes[..., 1]
         if self.labels.trust[row] > 0 and rng.random() < config.paste:
             crop, target, known = self.occluders.over(crop, target, known, rng)

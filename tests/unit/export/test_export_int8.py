@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 from tensorrt_parts import SIZE, constants, layered_model, need_plugin, need_rtx
 
-from mal.errors import BoxFileError, ParityError
+from mal.errors import BoxFileError, ModelFileError, ParityError
 from mal.export import precision_gate
 from mal.export.engine_from_onnx import build_engine
 from mal.export.engine_options import EngineOptions
 from mal.export.export import ExportReport, export_model
 from mal.export.precision_gate import Budget
+from mal.runtime.session import open_session
 
 PHOTOS = Path(str(resources.files("mal"))) / "models" / "photos" / "boxes.json"
 REASON = "its weights are random"
@@ -146,6 +147,8 @@ def test_an_int8_engine(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     )
     assert (report.manifest["precision"], report.manifest["target"]) == ("int8", "tensorrt-rtx")
     assert report.manifest["calibration"]["scheme"] == "int8 around zero"
+    with pytest.raises(ModelFileError, match="is INT8 for TensorRT"):
+        open_session(tmp_path / "m.onnx", "cpu")
     counts = nodes(tmp_path / "m.onnx")
     assert (counts["QuantizeLinear"] > 0, counts["Cast"] > 0, counts["CRFRefine"]) == (True, True, 1)
     # The same file runs where there is no TensorRT.
