@@ -91,9 +91,8 @@ Images = Annotated[
         "folder.",
     ),
 ]
-Engine = Annotated[
-    str, typer.Option("--engine", help="Model: .onnx, .plan, .safetensors, or the name of a shipped student.")
-]
+_MODEL = "Model: .onnx, .plan, .safetensors, or the name of a shipped student."
+Engine = Annotated[str, typer.Option("--engine", help=_MODEL)]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda:0, cuda:0,1 (label only), …; default: the first usable GPU, else cpu."),
@@ -222,9 +221,7 @@ def label(
         list[str] | None,
         typer.Argument(metavar="COCO.json", help="Boxes: COCO, LVIS, YOLO or VOC; - for lines. With -e: KEY=VALUE."),
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option("--engine", help="Model: .onnx, .safetensors, or the name of a shipped student.")
-    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help=f"{_MODEL} Default: student.")] = None,
     images: Images = None,
     images_json: Annotated[
         Path | None, typer.Option("--images-json", help="COCO file of the images, for boxes that are a detection list.")

@@ -23,12 +23,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not dead
 
 
-def test_the_tree_in_the_readme_is_there() -> None:
+def test_the_tree_in_the_readme_is_the_package() -> None:
     tree = re.search(r"```\nmal/\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert tree
-    names = [line.split()[0] for line in tree[1].splitlines()]
-    assert len(names) > 8
-    assert not [name for name in names if not (ROOT / "mal" / name).exists()]
+    drawn = sorted(line.split()[0] for line in tree[1].splitlines())
+    package = [path for path in (ROOT / "mal").iterdir() if not path.name.startswith("_") and path.name != "py.typed"]
+    assert drawn == sorted(path.name + "/" * path.is_dir() for path in package)
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme]
 
 
 def test_every_command_and_option_in_the_readme_exists() -> None:

@@ -162,7 +162,7 @@ def _expect_start(document: Document, bracket: bytes, expected: str) -> None:
     if start[:1] == b"[":
         raise BoxFileError(
             f"{document.name} is a JSON list (detections?); expected {expected}: "
-            "name the COCO file of its images with --images-json"
+            "`mal label --images-json` names the COCO file of its images"
         )
     raise BoxFileError(
         f"{document.name} does not start with {bracket.decode()} but with {start[:12].decode('latin-1')!r}; "
