@@ -51,8 +51,9 @@ def open_processes(job: Job, devices: Sequence[str | None]) -> FarCrew:
 
     def listen() -> tuple[int, Message | Died]:
         if not heard:
-            ends = [hand.connection for hand in hands]
-            heard.extend(ends.index(end) for end in wait(ends) if isinstance(end, Connection))
+            # One that has ended is not heard again; the others may still be closing their sessions.
+            ends = {hand.connection: number for number, hand in enumerate(hands) if not hand.connection.closed}
+            heard.extend(ends[end] for end in wait(list(ends)) if isinstance(end, Connection))
         number = heard.popleft()
         return number, hands[number].receive()
 

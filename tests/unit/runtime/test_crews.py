@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,17 @@ def test_two_processes_give_the_bytes_of_one_even_if_one_is_killed(
     assert len(killed) == 2
     assert (report.worker_deaths, report.device, report.labelled) == (1, "cpu,cpu", 600)
     assert not children()
+
+
+def test_a_process_may_end_long_before_another(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def pause() -> None:
+        slow = children()[0]
+        os.kill(slow, signal.SIGSTOP)
+        threading.Timer(2, os.kill, (slow, signal.SIGCONT)).start()
+
+    at_result(monkeypatch, 150, pause)  # the last one: three blocks of 48 batches, one of 6
+    report, _ = run("two.json", device="cpu,cpu")
+    assert (report.worker_deaths, report.labelled) == (0, 600)
 
 
 def test_workers_end_when_nobody_is_there_to_label_for(many: Path, model: Path, tmp_path: Path) -> None:
