@@ -255,6 +255,9 @@ def label(
         str | None,
         typer.Option("--ray", metavar="[ADDRESS]", help="Label on a Ray cluster; default: the one that is found."),
     ] = None,
+    video: Annotated[
+        Path | None, typer.Option("--video", metavar="FILE", help="Video whose tracks, YouTube-VIS or MOT, are given.")
+    ] = None,
 ) -> None:
     """Turn boxes into masks: COCO JSON in, the same JSON with masks out. `-`: JSON lines from stdin to stdout."""
     from mal.runtime.label import label_dataset
@@ -270,6 +273,29 @@ def label(
 
         found = label_task(spec, overrides).arguments()
     arguments = found | {key: value for key, value in asked.items() if value is not None}
+    if video:
+        from mal.runtime.video import label_video
+
+        unfit = {"--images": images, "--images-json": images_json, "--format": mask_format is not MaskFormat.rle}
+        unfit |= {"--fresh": fresh, "--rebuild": rebuild, "--ray": ray is not None, "-e": spec}
+        for name, value in unfit.items():
+            if value:
+                raise UsageError(f"{name} does not go with --video")
+        masks = label_video(
+            paths[0],
+            video,
+            model=arguments["model"],
+            output=output,
+            device=device,
+            batch=arguments["batch"],
+            workers=workers,
+            on_error=on_error.value,
+            max_memory_gb=max_memory,
+            log_json=log_json,
+            trust=trust,
+        )
+        print(masks.text())
+        raise typer.Exit(masks.exit_code)
     if str(arguments.get("boxes")) == "-":
         from mal.runtime.lines import label_lines
 

@@ -93,9 +93,9 @@ def label_dataset(
             without a possible mask.
     """
     started = time.perf_counter()
-    output = output or _default_output(boxes)
-    _check([boxes, *([images_json] if images_json else [])], output)
-    workers = _workers(workers)
+    output = output or default_output(boxes)
+    check_output([boxes, *([images_json] if images_json else [])], output)
+    workers = host_threads(workers)
     stages = Stages()
     with stages.time("scan"):
         box_file = open_boxes(boxes, images, images_json)
@@ -172,7 +172,7 @@ def label_dataset(
             settings=settings,
             versions=versions(),
         )
-        with writing(output), whole_file(_beside(output, ".report.json")) as file:
+        with writing(output), whole_file(beside(output, ".report.json")) as file:
             file.write(json.dumps(report.to_json(), indent=1).encode())
         journal.remove()
     return report
@@ -214,13 +214,15 @@ def _refuse(boxes: BoxFile, row: int, reason: str) -> None:
     )
 
 
-def _workers(workers: int | None) -> int:
+def host_threads(workers: int | None) -> int:
+    """How many; None: one for each processor. UsageError below 1."""
     if workers is not None and workers < 1:
         raise UsageError(f"workers={workers}: expected at least 1, or None for one on each processor")
     return workers or cpu_count()
 
 
-def _default_output(boxes: Path) -> Path:
+def default_output(boxes: Path) -> Path:
+    """Where masks go if nobody says: `<boxes>.masks.json`, packed like the boxes."""
     if not os.path.isdir(boxes):  # unlike Path's, never an error: `open_boxes` will say what is wrong
         packing = packing_suffix(boxes)
         return boxes.with_name(boxes.name.removesuffix(packing)).with_suffix(f".masks.json{packing}")
@@ -229,13 +231,13 @@ def _default_output(boxes: Path) -> Path:
     return folder.parent / f"{folder.name}.masks.json"
 
 
-def _check(inputs: list[Path], output: Path) -> None:
-    """Raise for what can be told before anything is read."""
+def check_output(inputs: list[Path], output: Path) -> None:
+    """Raise for an output that cannot be written or is an input, as far as it can be told before anything is read."""
     check_packing(output)
     with writing(output):
         if not output.parent.is_dir():
             raise OutputError(f"cannot write {output}: folder {output.parent} does not exist")
-        for file in (output, _beside(output, ".report.json"), _beside(output, ".skipped.jsonl")):
+        for file in (output, beside(output, ".report.json"), beside(output, ".skipped.jsonl")):
             if not file.exists():
                 continue
             # A device would be replaced by a file of its name.
@@ -270,7 +272,7 @@ def _write_masks(boxes: BoxFile, results: Results, output: Path, journal: Journa
 
 def _write_skipped(boxes: BoxFile, results: Results, output: Path, on_error: str) -> Counter[str]:
     """Write the list of objects without a mask, or remove an earlier run's; count them by reason."""
-    path = _beside(output, ".skipped.jsonl")
+    path = beside(output, ".skipped.jsonl")
     reasons: Counter[str] = Counter()
     skipped = results.skipped()
     with writing(path), whole_file(path) as file:
@@ -297,5 +299,6 @@ def _skipped_lines(boxes: BoxFile, skipped: list[tuple[int, str]]) -> list[dict[
     ]
 
 
-def _beside(output: Path, suffix: str) -> Path:
+def beside(output: Path, suffix: str) -> Path:
+    """Path of a file that belongs to the output."""
     return output.with_name(output.name + suffix)
