@@ -9,7 +9,7 @@ Masks go in as `segmentations`, `areas` and `mal`, in the place of each box; all
 import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import msgspec
 import numpy as np
@@ -119,7 +119,7 @@ def read_tracks(path: Path) -> Tracks:
 
 def _from_json(path: Path, text: bytes) -> Tracks:
     try:
-        document = msgspec.json.decode(text)
+        document: Any = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BoxFileError(f"{path} is not readable JSON: {error}") from None
     videos = document.get("videos") if isinstance(document, dict) else None
@@ -188,5 +188,5 @@ def _from_mot(path: Path, text: bytes) -> Tracks:
     return Tracks(document, annotations, [(at, frame, corners(box)) for at, frame, box in places])
 
 
-def _are_objects(values: Any) -> bool:
+def _are_objects(values: Any) -> TypeGuard[list[dict[str, Any]]]:
     return type(values) is list and all(type(value) is dict for value in values)

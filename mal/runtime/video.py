@@ -172,12 +172,13 @@ class Reel:
     def __init__(self, path: Path, tracks: Tracks) -> None:
         try:
             import av
+            import av.error
         except ImportError:
             raise missing_package("av") from None
-        self._error = av.FFmpegError
+        self._error = av.error.FFmpegError
         try:
             self._container = av.open(str(path))
-        except (OSError, ValueError, av.FFmpegError) as error:
+        except (OSError, ValueError, av.error.FFmpegError) as error:
             raise InputError(f"cannot read video {path}: {getattr(error, 'strerror', None) or error}") from None
         if not self._container.streams.video:
             self._container.close()
