@@ -68,9 +68,14 @@ class Crops:
         """(N,) index of `SIZES`."""
         return size_class(self.boxes)
 
+    @property
+    def texture(self) -> NDArray[np.float64]:
+        """(N,) deviation of the liveliest channel, grey levels."""
+        return self.pixels.std((2, 3), dtype=np.float64).max(1)
+
     def flat(self) -> float:
         """Share of the crops without texture, 0..1."""
-        return float((self.pixels.std((2, 3), dtype=np.float64).max(1) < FLAT).mean())
+        return float((self.texture < FLAT).mean())
 
 
 def size_class(boxes: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -154,8 +154,8 @@ def export_model(
     from mal.export.refinement import refine_graph
     from mal.runtime.plan_file import manifest_path
 
+    drawn = draw(open_boxes(calibrate, images)) if calibrate else None  # cheap to refuse; tracing the network is not
     model, constants, truth = _load(found)
-    drawn = draw(open_boxes(calibrate, images)) if calibrate else None
     gate = gate_crops(constants, drawn)
     plain = onnx_model(model)
     parity = compare(plain, truth, gate.pixels)

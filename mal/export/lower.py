@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from onnx import ModelProto
 
-from mal.calibration.crops import Crops, Draw, cut
+from mal.calibration.crops import FLAT, SIZES, Crops, Draw, cut
 from mal.config import ModelConstants
 from mal.errors import ParityError, missing_package
 from mal.export.gate_crops import GateCrops
@@ -80,7 +81,9 @@ def lower(
     ranges, trials = cut(drawn.file, drawn.ranges, constants), cut(drawn.file, drawn.trials, constants)
     flat = _flat(ranges)
     if flat and not accept:
-        raise ParityError(f"{flat}; calibrate on photographs like those to be labelled. Nothing was written")
+        raise ParityError(
+            f"{flat}; calibrate on photographs like those to be labelled. Nothing was written", _textures(ranges)
+        )
     made, kept, model, parity = _within_budget(network, fp32, constants, for_tensorrt, gate, ranges, trials)
     problems = [*([flat] if flat else []), *parity.problems()]
     _judge(parity, problems, source, accept)
@@ -151,6 +154,19 @@ def _flat(ranges: Crops) -> str | None:
     if share <= MOST_FLAT:
         return None
     return f"{share:.0%} of {len(ranges)} calibration crops are flat: there is nothing in them to measure ranges on"
+
+
+def _textures(crops: Crops) -> str:
+    """The table of a refused calibration set: texture by object size."""
+    lines = [f"{'ranges':<8}{'crops':>6}{'flat':>6}   texture, grey levels: least  median  most"]
+    for index, name in enumerate(SIZES):
+        found = crops.texture[crops.size == index]
+        if len(found):
+            least, median, most = np.quantile(found, (0, 0.5, 1))
+            figures = f"{least:>29.1f}{median:>8.1f}{most:>6.1f}"
+            lines.append(f"{name:<8}{len(found):>6}{(found < FLAT).sum():>6}{figures}")
+    lines.append(f"flat: texture below {FLAT}; at most {MOST_FLAT:.0%} of the crops may be")
+    return "\n".join(lines)
 
 
 def _judge(parity: PrecisionParity, problems: list[str], source: Parity, accept: bool) -> None:

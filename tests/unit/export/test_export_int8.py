@@ -15,7 +15,7 @@ from PIL import Image
 from tensorrt_parts import SIZE, constants, layered_model, need_plugin, need_rtx
 
 from mal.errors import BoxFileError, ModelFileError, ParityError
-from mal.export import precision_gate
+from mal.export import export, precision_gate
 from mal.export.engine_from_onnx import build_engine
 from mal.export.engine_options import EngineOptions
 from mal.export.export import ExportReport, export_model
@@ -119,11 +119,15 @@ def test_flat_pictures_are_refused_by_command(source: Path, tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "100% of 4 calibration crops are flat" in done.stderr
+    assert "medium       4     4" in done.stdout
     assert len(done.stderr.strip().splitlines()) == 1
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_boxes_that_are_not_there(source: Path, tmp_path: Path) -> None:
+def test_boxes_that_are_not_there_are_told_before_the_network_is_traced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(export, "_load")
     with pytest.raises(BoxFileError, match="no boxes at"):
         export_model(
             source, precision="int8", calibrate=tmp_path / "none.json", output=tmp_path / "m.onnx", target="onnx"
