@@ -45,6 +45,11 @@ class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
     cuda: str | None = None
     """Newest CUDA that this GPU's driver runs."""
 
+    def __post_init__(self) -> None:
+        for name in filter(None, (self.onnx, self.plugin)):
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is no name of a file in the same folder")
+
     @property
     def package(self) -> str:
         """Import name of its TensorRT."""

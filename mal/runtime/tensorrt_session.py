@@ -19,7 +19,7 @@ from mal.errors import DeviceError, EngineError, ModelFileError, ShapeError, Usa
 from mal.runtime.device_memory import Block, DeviceArray, DeviceMemory, is_device_array, open_memory
 from mal.runtime.machine import Gpu, gpus
 from mal.runtime.plan_file import Plan, check_file, read_plan
-from mal.runtime.session import Wish, check_crops, check_device, no_gpu
+from mal.runtime.session import Wish, check_crops, check_device
 from mal.runtime.tensorrt_package import first_line, load_tensorrt, logger_of, plugin_registered
 
 Floats = NDArray[np.float32]
@@ -262,7 +262,10 @@ def _choose(device: str | None) -> Gpu:
         return seen[wish.number]
     if device is None:
         raise DeviceError("an engine (.plan) runs on a GPU, and the driver sees none: use the .onnx beside it")
-    raise no_gpu(str(wish), f"the driver sees {len(seen)} GPUs")
+    raise DeviceError(
+        f"device {wish} was asked for and cannot be used: the driver sees {len(seen)} GPUs; the .onnx beside the "
+        "engine runs without one"
+    )
 
 
 def _check_version(plan: Plan, trt: Any) -> None:
