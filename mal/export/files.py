@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mal.errors import OutputError
@@ -29,4 +30,5 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
         ) from None
     finally:
         for _, part, _ in parts:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # a name that is too long was told above, and cannot be removed either
+                part.unlink()
