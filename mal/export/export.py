@@ -348,6 +348,9 @@ def _read_onnx(source: Path) -> "tuple[ModelProto, ModelConstants]":
     content = source.read_bytes()
     constants = ModelConstants.from_metadata(read_metadata(content, str(source)), str(source))
     model = onnx.load_from_string(content)
+    names = [port.name for port in (*model.graph.input, *model.graph.output)]
+    if names != ["crops", "logits", "score"]:
+        raise ModelFileError(f"{source} has inputs and outputs {', '.join(names)}; expected crops -> logits, score")
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer) or any(
         node.op_type == "DequantizeLinear" for node in model.graph.node
     ):

@@ -202,7 +202,9 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick, 
     skipped: list[str] = []
     jobs, total = _jobs(files, config, skipped)
     if not total:
-        raise InputError(f"no usable box in {', '.join(str(file.path) for file in files)}: {'; '.join(skipped)}")
+        raise InputError(
+            f"no usable box in {', '.join(str(file.path) for file in files)}: {'; '.join(skipped) or 'it is empty'}"
+        )
     size = config.cache_size
     if room < total:
         jobs, total = _draw(jobs, room, config, skipped)

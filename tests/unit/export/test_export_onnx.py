@@ -179,7 +179,8 @@ def test_no_folder_to_write_to(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["missing.onnx", "truncated.onnx", "noise.onnx", "foreign.onnx", "half.onnx", "a.pt", "run"]
+    "name",
+    ["missing.onnx", "truncated.onnx", "noise.onnx", "foreign.onnx", "outputs.onnx", "half.onnx", "a.pt", "run"],
 )
 def test_sources_that_are_none(name: str, tmp_path: Path, plain: Path) -> None:
     source = tmp_path / name
@@ -190,6 +191,10 @@ def test_sources_that_are_none(name: str, tmp_path: Path, plain: Path) -> None:
     elif name == "foreign.onnx":
         model = onnx.load(plain)
         del model.metadata_props[:]
+        onnx.save(model, source)
+    elif name == "outputs.onnx":
+        model = onnx.load(plain)
+        del model.graph.output[1]
         onnx.save(model, source)
     elif name == "half.onnx":
         model = onnx.load(plain)
