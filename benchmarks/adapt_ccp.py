@@ -81,6 +81,7 @@ def main() -> None:
     files |= {"MobileSAM": out / "mobilesam.json", "MobileSAM, clipped": out / "mobilesam.clipped.json"}
 
     rows: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, file in files.items():
         values = evaluate(file, truth).to_json()
         rows[name] = {key: values[key] for key in KEYS} | {"interval_95": values["interval_95"]}
