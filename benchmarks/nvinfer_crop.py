@@ -23,7 +23,7 @@ from mal.datasets.segmentations import to_mask
 from mal.evaluation.nvinfer_crop import crop_in_frame, cut_as_nvinfer
 from mal.evaluation.pairs import pair_up
 from mal.export.refinement import box_coverage, normalisation, take_out
-from mal.images import find_image, read_image
+from mal.images import decode_image
 from mal.masks import mask_in_crop
 from mal.plugins.crf_refine.compiled import crf_refine
 
@@ -74,7 +74,7 @@ def main() -> None:
     border = []
     for row, group in itertools.groupby(objects, key=lambda each: each.image):
         group = list(group)
-        image = read_image(find_image(file.images.file_names[row], file.image_folder))
+        image = decode_image(file.source.read(file.images.file_names[row])).pixels
         truths = [to_mask(each.truth) for each in group]
         height, width = image.shape[:2]
         for each in group:

@@ -60,7 +60,8 @@ def _read(path: Path) -> dict[str, Group]:
     )
     parser.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]  keys keep their case, as the manual says
     try:
-        parser.read_string(path.read_text(), str(path))
+        # An indented line is a key to GLib, and would be the rest of the line above to this parser.
+        parser.read_string("\n".join(map(str.strip, path.read_text().splitlines())), str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (configparser.Error, UnicodeDecodeError) as error:
@@ -185,8 +186,9 @@ def _for_our_probes(path: Path, given: Group, ours: Group) -> Iterator[str]:
         yield "the graph normalises: net-scale-factor=1 and offsets=0;0;0"
     if "expansion" not in ours:
         yield "[mal] needs expansion"
-    model = path.parent / given.get("onnx-file", "")
-    constants = None
+    model, constants = path.parent / given.get("onnx-file", ""), None
+    if not any((path.parent / given[key]).is_file() for key in ("onnx-file", "model-engine-file") if key in given):
+        yield "neither onnx-file nor model-engine-file is there"
     if model.is_file():
         constants = ModelConstants.from_metadata(read_metadata(model.read_bytes(), str(model)), str(model))
         size = float(constants.size)
@@ -219,7 +221,8 @@ def _preprocess(path: Path, given: Group, constants: ModelConstants | None) -> I
         "operate-on-class-ids of [group-0] must be nvinfer's": (
             group.get("operate-on-class-ids") == given.get("operate-on-class-ids")
         ),
-        "process-on-frame must be 0": not _on(its, "process-on-frame"),
+        "enable must be 1": _on({"enable": "1", **its}, "enable"),
+        "process-on-frame must be 0": its.get("process-on-frame") in ("0", "false"),
         "tensor-name must be crops": its.get("tensor-name") == "crops",
         "tensor-data-type must be 0 (FP32)": its.get("tensor-data-type") == "0",
         "network-input-shape must be batch-size and infer-dims of nvinfer": (
@@ -231,6 +234,10 @@ def _preprocess(path: Path, given: Group, constants: ModelConstants | None) -> I
         "custom-tensor-preparation-function must be MalTensorPreparation": (
             its.get("custom-tensor-preparation-function") == "MalTensorPreparation"
         ),
+        "custom-input-transformation-function of [group-0] must be MalTransformation": (
+            group.get("custom-input-transformation-function") == "MalTransformation"
+        ),
+        "custom-lib-path must be nvinfer's": its.get("custom-lib-path") == given.get("custom-lib-path"),
     }  # fmt: skip
     if constants:
         checks[f"[user-configs] fill must be {constants.fill}"] = user.get("fill") == constants.fill

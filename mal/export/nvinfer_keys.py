@@ -3,21 +3,18 @@
 Source: property parsers of DeepStream 9.1.
 """
 
+import re
 from collections.abc import Callable
 
 
 def is_whole(text: str) -> bool:
     """A whole number."""
-    return text.removeprefix("-").isdecimal()
+    return re.fullmatch(r"[+-]?\d+", text, re.ASCII) is not None
 
 
 def is_number(text: str) -> bool:
-    """A number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    """A number as GLib reads it: Python would take 1_000 and nan too."""
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.IGNORECASE) is not None
 
 
 def list_of(kind: Callable[[str], bool]) -> Callable[[str], bool]:
@@ -62,8 +59,7 @@ _KEYS = {
         "numbers with ; between them": "border-color bg-color",
     },
     "mal": {
-        "0 or 1": "attach-polygons",
-        "a whole number": "longest-side every",
+        "a whole number": "longest-side every attach-polygons",
         "a number": "expansion",
         "text": "preprocess-config",
     },
@@ -104,7 +100,7 @@ RANGES = {
     "process-mode": (1, 2), "network-mode": (0, 3), "model-color-format": (0, 2), "scaling-filter": (0, 6),
     "network-input-order": (0, 1), "cluster-mode": (0, 4), "batch-size": (1, 1024), "gie-unique-id": (1, 2**31 - 1),
     "max-gpu-mem-per": (1, 100), "operate-on-gie-id": (-1, 2**31 - 1), "gpu-id": (0, 255), "expansion": (0, 10),
-    "longest-side": (0, 4096), "every": (1, 10000), "tensor-data-type": (0, 7),
+    "longest-side": (0, 4096), "every": (1, 10000), "attach-polygons": (0, 1), "tensor-data-type": (0, 7),
 }  # fmt: skip
 
 NETWORK_TYPES = {"0": "detector", "1": "classifier", "2": "segmentation", "3": "instance segmentation", "100": "other"}

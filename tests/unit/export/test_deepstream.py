@@ -125,6 +125,7 @@ PLANTED = [
     ("expansion=0.3", "expansion=0.2", "was made with 0.3"),
     ("expansion=0.3", "", "needs expansion"),
     ("every=1", "every=0", "expected 1 to"),
+    ("attach-polygons=0", "attach-polygons=true", "a whole number"),  # what the library reads
     ("every=1", "evry=1", "did you mean every"),
     ("[mal]", "[mall]", "unknown group"),
     ("[property]", "[properties]", "no [property] group"),
@@ -133,6 +134,10 @@ PLANTED = [
     ("custom-lib-path=nvdsinfer_custom_impl_mal/libnvdsinfer_mal.so", "", "custom-lib-path"),
     ("gpu-id=0", "gpu-id=0\ninput-object-min-width=64\ninput-object-max-width=32", "no object passes"),
     ("process-mode=2", "this is no key", "no config of groups"),
+    ("process-mode=2", "process-mode=2\n  disable-output-host-copy=1", "unfilled"),
+    ("net-scale-factor=1", "net-scale-factor=1_0", "a number"),
+    ("net-scale-factor=1", "net-scale-factor=nan", "a number"),
+    ("onnx-file=model.onnx", "onnx-file=mode1.onnx", "neither onnx-file nor model-engine-file is there"),
 ]
 PLANTED_PREPROCESS = [
     ("target-unique-ids=17", "target-unique-ids=3", "target-unique-ids"),
@@ -142,6 +147,10 @@ PLANTED_PREPROCESS = [
     ("input-object-min-width=1", "", "input-object-min"),
     ("operate-on-gie-id=1", "operate-on-gie-id=2", "nvinfer's"),
     ("process-on-frame=0", "process-on-frames=0", "did you mean process-on-frame"),
+    ("process-on-frame=0", "", "process-on-frame must be 0"),
+    ("enable=1", "enable=0", "enable must be 1"),
+    ("custom-input-transformation-function=MalTransformation", "", "must be MalTransformation"),
+    ("custom-lib-path=nvdsinfer_custom_impl_mal/libnvdsinfer_mal.so", "", "custom-lib-path must be nvinfer's"),
 ]
 
 
