@@ -4,6 +4,7 @@ session     crops/s of the session alone, crops in memory, same threads
 pipeline    crops/s of `mal label` from the first image to the merged file (start-up left out)
 efficiency  pipeline / session; rounds of both alternate, medians count, so that a busy machine hurts both
 stages      ms a box of each host stage, one thread, in processor time: what it takes from the cores
+table       that of `mal label`'s report, of the last round
 """
 
 import itertools
@@ -32,7 +33,7 @@ from mal.runtime.objects import prepare
 from mal.runtime.pipeline import batch_size
 from mal.runtime.results import record_of
 from mal.runtime.session import Session, open_session
-from mal.runtime.stages import Stages
+from mal.runtime.stages import Stages, stage_lines
 from mal.sources import Address
 
 ROUNDS = 3
@@ -50,6 +51,8 @@ class BenchReport:
     efficiency: float
     host_ms_per_box: float
     stages: dict[str, float]  # processor ms a box, one thread, alone
+    pipeline_stages: dict[str, dict[str, float]]  # of the last round, as `LabelReport.stages`
+    bound: str  # the stage that held that round up
     peak_rss_mb: float
     crops: int  # a round
     images: int  # a round
@@ -70,7 +73,7 @@ class BenchReport:
     def text(self) -> str:
         """What the command prints."""
         stages = "  ".join(f"{stage} {spent:.3f}" for stage, spent in self.stages.items())
-        return (
+        text = (
             f"{self.model} {self.model_id} on {self.device} ({self.backend}), {self.threads} threads, "
             f"{self.workers} workers, batch {self.batch}, {self.pixels} crops and masks; "
             f"{self.rounds} rounds of {self.crops} crops from {self.images} images\n"
@@ -79,6 +82,7 @@ class BenchReport:
             f"  host            {self.host_ms_per_box:8.3f} ms a box on one thread: {stages}\n"
             f"  peak memory     {self.peak_rss_mb:8.0f} MB"
         )
+        return "\n".join([text, *stage_lines(self.pipeline_stages, self.crops, self.bound)])
 
 
 def run_bench(
@@ -113,12 +117,15 @@ def run_bench(
         stages = dict(alone.stages)
         session_speeds: list[float] = []
         pipeline_speeds: list[float] = []
+        table: dict[str, dict[str, float]] = {}
+        bound = ""
         for _ in range(ROUNDS):
             session_speeds.append(_session_speed(session, alone.batches, alone.crops))
             report = label_dataset(
                 sample, model=model, images=box_file.source.address, output=Path(folder) / "masks.json", device=device,
                 batch=size, workers=workers, fresh=True,
             )  # fmt: skip
+            table, bound = report.stages, report.bound
             merge_seconds = report.stages["merge"]["seconds"]
             pipeline_speeds.append(report.labelled / (report.objects / report.boxes_per_s + merge_seconds))
             for stage in ("journal", "merge"):
@@ -129,6 +136,8 @@ def run_bench(
             efficiency=round(statistics.median(pipeline_speeds) / statistics.median(session_speeds), 4),
             host_ms_per_box=round(sum(stages.values()), 4),
             stages={stage: round(stages[stage], 4) for stage in HOST},
+            pipeline_stages=table,
+            bound=bound,
             peak_rss_mb=round(peak_rss_mb(), 1),
             crops=alone.crops,
             images=len(sample_file.images),

@@ -9,6 +9,7 @@ from mal.errors import InputError
 from mal.runtime import bench, doctor
 from mal.runtime.doctor import Check, diagnose
 from mal.runtime.machine import Gpu
+from mal.runtime.stages import STAGES
 
 
 def test_bench_gives_the_keys_of_the_design(dataset: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +24,8 @@ def test_bench_gives_the_keys_of_the_design(dataset: Path, model: Path, monkeypa
         values["pipeline_crops_per_s"] / values["session_crops_per_s"], 0.01, 1e-4
     )
     assert "of the session" in report.text()
+    assert set(values["pipeline_stages"]) == set(STAGES)
+    assert report.text().count("<- the bottleneck") == 1
 
 
 def test_bench_needs_a_box(dataset: Path, model: Path) -> None:
