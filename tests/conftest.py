@@ -1,12 +1,16 @@
 """Fixtures for every test, and the gates: what is missing skips with its reason, or fails where it was promised."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mal.runtime.machine import gpu_count
+
+# A shell that starts the suite in the background lets it ignore Ctrl-C, and every process it starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

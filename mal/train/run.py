@@ -100,7 +100,7 @@ def train(
         config, files, folders, start = remembered(out, config, files)
         if student_file.is_file():
             raise UsageError(f"{out} is complete: {student_file} exists")
-    elif (out / "config.yaml").exists():
+    elif student_file.exists() or (out / "last.ckpt").exists():  # one that failed before it had learned is replaced
         raise UsageError(f"{out} holds a run already; add --resume to go on with it, or choose another folder")
     check_devices(config)
     if not files:

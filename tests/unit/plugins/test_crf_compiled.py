@@ -122,4 +122,3 @@ def test_torch_on_a_cpu_takes_the_kernel_and_gives_no_gradient(rng: np.random.Ge
     assert torch.allclose(refined, torch_body.crf_refine_torch(*tensors, 3, 0.1), rtol=0, atol=1e-4)
     half = torch_body.crf_refine(tensors[0].detach().bfloat16(), *tensors[1:], 3, 0.1)
     assert half.dtype == torch.bfloat16
-    assert torch_body.body(torch.device("cuda")) == "torch"

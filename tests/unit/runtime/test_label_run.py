@@ -352,10 +352,10 @@ def test_a_journal_of_something_else_is_refused(run, tmp_path: Path, key: str) -
 def test_the_output_of_a_folder_keeps_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "data.v2"
     folder.mkdir()
-    assert label_module._default_output(folder) == tmp_path / "data.v2.masks.json"
+    assert label_module.default_output(folder) == tmp_path / "data.v2.masks.json"
     monkeypatch.chdir(folder)
-    assert label_module._default_output(Path()) == tmp_path / "data.v2.masks.json"
-    assert label_module._default_output(Path("coco.json")) == Path("coco.masks.json")
+    assert label_module.default_output(Path()) == tmp_path / "data.v2.masks.json"
+    assert label_module.default_output(Path("coco.json")) == Path("coco.masks.json")
 
 
 def test_memory_may_be_unbounded(run) -> None:

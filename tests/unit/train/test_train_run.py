@@ -13,7 +13,7 @@ import torch
 import mal.network.head
 import mal.train.start as start_module
 from mal.config import LossConfig, ModelConstants, TrainConfig
-from mal.errors import DeviceError, Interrupted, ModelFileError, UsageError
+from mal.errors import DeviceError, InputError, Interrupted, ModelFileError, UsageError
 from mal.network.checkpoint import load_student
 from mal.network.student import Student
 from mal.train.fit import precision
@@ -210,3 +210,11 @@ def test_half_precision_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DeviceError, match="CUDA"):
         precision(TrainConfig(precision="16"))
     assert precision(TrainConfig(precision="bf16")) == "bf16-mixed"
+
+
+def test_a_start_that_failed_is_no_run(tmp_path: Path, quick: TrainConfig) -> None:
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text('{"images": [], "annotations": [], "categories": []}')
+    for _ in range(2):  # the second time it is still the boxes that are wrong
+        with pytest.raises(InputError, match=r"boxes\.json|no box|empty"):
+            train(quick, boxes, None, tmp_path / "run", "none")
