@@ -1,50 +1,19 @@
-"""The command line: parse, call one function, print. No logic, and no heavy import before a command runs.
+"""The command line: parse, call one function, print. No logic, and no heavy import before a command runs."""
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or unusable input, 3 done but some object that should have a
-mask has none, 130 interrupted and resumable.
-"""
-
-import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
+from mal.exits import run  # first: it holds Ctrl-C while the others load
 
-def _leave(message: str, code: int) -> NoReturn:
-    """End at once: not by `sys.exit`, which waits for threads in the middle of a call."""
-    print(f"mal: {message}", file=sys.stderr, flush=True)
-    os._exit(code)
-
-
-# Ctrl-C while the modules below load; `main` is there to catch it only afterwards.
-_before = signal.getsignal(signal.SIGINT)
-_MAIN_THREAD = threading.current_thread() is threading.main_thread()
-if _MAIN_THREAD:
-    signal.signal(signal.SIGINT, lambda number, frame: _leave("interrupted", 130))
+# isort: split
 
 import typer
 
-from mal.errors import (
-    EXTRA_OF,
-    Interrupted,
-    MalError,
-    MissingPackageError,
-    ParityError,
-    SessionHungError,
-    UsageError,
-    missing_package,
-)
-
-if _MAIN_THREAD:
-    signal.signal(signal.SIGINT, _before)
-
-# typer carries its own copy of click and gives the base of its command-line errors no public name.
-_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+from mal.errors import ParityError, UsageError
 
 _RAY_ADDRESS = re.compile(r"auto|local|(ray://)?[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+")
 
@@ -463,54 +432,14 @@ def _show(values: dict[str, Any], text: Callable[[], str], as_json: bool) -> Non
         print(text())
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"mal: {message}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _fail_unexpectedly(error: Exception) -> NoReturn:
-    words = " ".join(str(error).split())[:300]
-    _fail(f"unexpected {type(error).__name__}: {words}; --debug shows where: please report it", 1)
-
-
 def main() -> None:
-    """Entry point of the `mal` command: one line on stderr for every mistake, never a traceback."""
-    debug = "--debug" in sys.argv
-    sys.argv = _with_ray_address([word for word in sys.argv if word != "--debug"])
+    """Entry point of the `mal` command."""
+    words = [word for word in sys.argv if word != "--debug"]
+    debug = len(words) < len(sys.argv)
+    sys.argv = _with_ray_address(words)
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, whatever the command makes of that
-    try:
-        code = app(standalone_mode=False)
-        if code == Interrupted.exit_code:  # what typer makes of Ctrl-C
-            raise KeyboardInterrupt
-        sys.exit(code if isinstance(code, int) else 0)
-    except _CommandLineError as error:
-        if debug:
-            raise
-        _fail(f"{error.format_message()} Try --help.", 2)  # pyright: ignore[reportAttributeAccessIssue]
-    except SessionHungError as error:
-        _leave(str(error), error.exit_code)
-    except MalError as error:
-        if debug:
-            raise
-        _fail(" ".join(str(error).split()), error.exit_code)
-    except ModuleNotFoundError as error:
-        if debug:
-            raise
-        if error.name is None or error.name.partition(".")[0] not in EXTRA_OF:
-            _fail_unexpectedly(error)
-        _fail(str(missing_package(error.name)), MissingPackageError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _leave("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our output went away (`mal … | head`); nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        if debug:
-            raise
-        _fail_unexpectedly(error)
+    run(app, debug=debug)
 
 
 if __name__ == "__main__":
