@@ -87,9 +87,19 @@ class Settings(BaseModel):
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, cls.keys(), n=1, cutoff=0.0)
-            return f"unknown setting {key!r}; the nearest known one is {near[0]!r}"
+            return f"unknown setting {key!r}; the nearest known one is {_nearest(key, cls.keys())!r}"
         return f"setting {key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The known key that is most like it, by the whole of it or by what follows its last dot."""
+
+    def alike(other: str) -> float:
+        mine, theirs = key.rpartition(".")[2], other.rpartition(".")[2]
+        ratio = max(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((key, other), (mine, theirs)))
+        return ratio + theirs.startswith(mine)
+
+    return max(known, key=alike)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -97,6 +97,13 @@ def test_a_misspelt_key_of_a_spec_names_the_right_one(command: str, tmp_path: Pa
     assert_refused(mal(command, "-e", "spec.yaml", cwd=tmp_path), 2, "inference.ann_pth", "inference.ann_path")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("losses.crv", "losses.crf"), ("crf", "losses.crf"), ("pase", "paste"), ("lr", "lr_head")]
+)
+def test_a_misspelt_setting_names_the_nearest(wrong: str, right: str, tmp_path: Path) -> None:
+    assert_refused(mal("train", "boxes.json", f"{wrong}=1", cwd=tmp_path), 2, repr(wrong), repr(right))
+
+
 def test_json_is_all_that_stdout_has(tmp_path: Path) -> None:
     run = mal("doctor", "--json", cwd=tmp_path)
     assert isinstance(json.loads(run.stdout), dict)

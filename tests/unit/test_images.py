@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from mal import images
 from mal.errors import ImageError
-from mal.images import decode_image, find_image, read_image
+from mal.images import decode_image, read_image
 
 WIDTH, HEIGHT = 48, 32
 
@@ -379,60 +379,6 @@ def test_damaged_bytes_give_pixels_or_a_reason(tmp_path: Path, rng: np.random.Ge
                 assert pixels.ndim == 3
                 assert pixels.shape[2] == 3
     print(f"{suffix}: {refused} of 200 damaged files refused")
-
-
-# Paths ---------------------------------------------------------------------------------------------------
-
-
-def test_find_image_in_folders(tmp_path: Path) -> None:
-    (tmp_path / "train" / "dogs").mkdir(parents=True)
-    path = save(tmp_path / "train" / "dogs" / "a.png", Image.fromarray(scene()))
-    assert find_image("train/dogs/a.png", tmp_path) == path
-    assert find_image("./train//dogs/../dogs/a.png", tmp_path) == path
-    assert find_image("dogs/a.png", tmp_path / "train").samefile(path)
-
-
-@pytest.mark.parametrize(
-    "name", ["../secret.png", "a/../../secret.png", "..", "{root}/secret.png", "./../images/../secret.png"]
-)
-def test_a_name_must_not_leave_the_folder(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    secret = save(tmp_path / "secret.png", Image.fromarray(scene()))
-    name = name.format(root=tmp_path)
-
-    with pytest.raises(ImageError, match="leaves the image folder; --allow-outside"):
-        find_image(name, folder)
-
-    if name != "..":
-        assert find_image(name, folder, allow_outside=True).samefile(secret)
-
-
-def test_dots_do_not_climb_out_through_a_link(tmp_path: Path) -> None:
-    """The system would resolve link/.. to the folder above the link's target."""
-    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
-    save(tmp_path / "elsewhere" / "a.png", Image.fromarray(scene()))
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "link").symlink_to(tmp_path / "elsewhere" / "deep")
-    with pytest.raises(ImageError, match="not found"):
-        find_image("link/../a.png", folder)
-
-
-def test_links_of_the_folders_owner_are_followed(tmp_path: Path) -> None:
-    target = save(tmp_path / "blob", Image.fromarray(scene()), format="PNG")
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "a.png").symlink_to(target)
-    assert np.array_equal(read_image(find_image("a.png", folder)), scene())
-
-
-@pytest.mark.parametrize("name", ["", "a\0.png", "missing.png", "x" * 300, "\udcff\ud800.png", r"train\a.png"])
-def test_names_that_lead_nowhere(tmp_path: Path, name: str) -> None:
-    (tmp_path / "train").mkdir()
-    save(tmp_path / "train" / "a.png", Image.fromarray(scene()))
-    with pytest.raises(ImageError):
-        find_image(name, tmp_path)
 
 
 def test_many_threads_read_the_same_pixels(tmp_path: Path) -> None:
