@@ -232,11 +232,10 @@ def test_a_second_ctrl_c_does_not_wait_for_host_threads(dataset: Path, model: Pa
     ) as child:
         assert child.stdout
         child.stdout.readline()
-        started = time.monotonic()
-        while child.poll() is None and time.monotonic() < started + 20:  # on a busy machine two may arrive as one
-            child.send_signal(signal.SIGINT)
-            time.sleep(0.5)
-        _, said = child.communicate(timeout=1)
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=20)
     assert child.returncode == 130
     assert "Traceback" not in said
     assert said.endswith("mal: interrupted\n")
