@@ -58,7 +58,9 @@ def run(app: typer.Typer, *, debug: bool) -> NoReturn:
         app: the commands.
         debug: let the traceback of an error show.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, whatever the command makes of that
+    # SIGTERM is like Ctrl-C, whatever the command makes of that; both are heard in a script's background job, too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
         if code == Interrupted.exit_code:  # what typer makes of Ctrl-C
