@@ -11,8 +11,8 @@ import numpy as np
 
 from mal.errors import MalError, MissingPackageError
 from mal.plugins.compile import find_compiler, find_nvcc
-from mal.plugins.crf_refine.cuda_library import find_cuda
 from mal.plugins.crf_refine.tensorrt_library import find_headers, find_plugin, header_version
+from mal.plugins.cuda_library import find_cuda
 from mal.plugins.host_library import find_host
 from mal.runtime.machine import cpu_count, cuda_version, driver_version, gpu_count, gpus
 from mal.runtime.session import open_session, resolve_model

@@ -1,7 +1,7 @@
 """The compiled CPU body, and `mal plugins build`.
 
 host.cpp                      g++    libmal_host-<hash>.so            this machine's CPU (../host_library.py)
-cuda.cu                       nvcc   libmal_crf_cuda-<hash>.so        GPUs, in torch (cuda_library.py)
+cuda.cu                       nvcc   libmal_cuda-<hash>.so            GPUs, in torch (../cuda_library.py)
 cuda.cu, tensorrt_plugin.cu   nvcc   libmal_crf_tensorrt-<hash>.so    GPUs, in TensorRT (tensorrt_library.py)
 """
 
@@ -53,8 +53,8 @@ def crf_refine(
 
 def build_all() -> list[str]:
     """Build what this machine can have; one line for each library."""
-    from mal.plugins.crf_refine.cuda_library import build_cuda
     from mal.plugins.crf_refine.tensorrt_library import build_plugin
+    from mal.plugins.cuda_library import build_cuda
 
     lines: list[str] = []
     for name, build in (("cpu", build_host), ("cuda", build_cuda), ("tensorrt", build_plugin)):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mal.errors import MissingPackageError
 from mal.plugins.compile import Recipe, find_nvcc
-from mal.plugins.crf_refine.cuda_library import machine_code
 from mal.plugins.crf_refine.names import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
+from mal.plugins.cuda_library import machine_code
 
 _FOLDER = Path(__file__).parent
 _SOURCES = tuple(_FOLDER / name for name in ("tensorrt_plugin.cu", "cuda.cu"))

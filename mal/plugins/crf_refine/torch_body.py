@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
-from mal.plugins.crf_refine import compiled, cuda_library
+from mal.plugins import cuda_library
+from mal.plugins.crf_refine import compiled, cuda
 from mal.plugins.crf_refine.contract import HALF_WINDOW, HIGH, LIMIT, LOW, check
 
 # torch splits an operation of more than 32,768 elements over its threads. Hundreds of such short
@@ -59,7 +60,7 @@ def _refine_on_gpu(logits: Tensor, guide: Tensor, inside: Tensor, iterations: in
     second = (guide if half else guide.float()).detach().contiguous()
     refined = torch.empty_like(first)
     with torch.cuda.device(logits.device):
-        cuda_library.refine_on_gpu(
+        cuda.refine_on_gpu(
             first.data_ptr(), second.data_ptr(), half, third.data_ptr(), len(third), refined.data_ptr(),
             tuple(first.shape), iterations, zeta, torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip

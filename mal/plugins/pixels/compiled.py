@@ -16,8 +16,8 @@ from mal.masks import BoxMask
 from mal.plugins.host_library import load_host
 from mal.plugins.pixels import Pixels
 
-_FILLS: tuple[Fill, ...] = ("reflect", "edge", "wrap")  # their numbers in crops.cpp
-assert set(_FILLS) == set(get_args(Fill))
+FILLS: tuple[Fill, ...] = ("reflect", "edge", "wrap")  # their numbers in crops.cpp
+assert set(FILLS) == set(get_args(Fill))
 
 
 @cache
@@ -43,7 +43,7 @@ def cut_crops(image: NDArray[np.uint8], rects: NDArray[np.float64], size: int, f
     crops = np.empty((len(rects), size, size, 3), np.uint8)
     code = host().mal_cut_crops_host(
         image.ctypes.data, *image.shape[:2], image.strides[0], rects.ctypes.data, len(rects), size,
-        _FILLS.index(fill), crops.ctypes.data,
+        FILLS.index(fill), crops.ctypes.data,
     )  # fmt: skip
     _check_code(code, f"{len(rects)} crops of {size} x {size}")
     return crops

@@ -17,10 +17,10 @@ from tensorrt_parts import crf_node, need_plugin, need_rtx, tiny_model
 from mal.errors import MissingPackageError, UsageError
 from mal.plugins.compile import find_nvcc
 from mal.plugins.crf_refine import reference
-from mal.plugins.crf_refine.cuda_library import ARCHITECTURES
 from mal.plugins.crf_refine.names import DOMAIN, NAME, VERSION
 from mal.plugins.crf_refine.onnx_function import crf_function
 from mal.plugins.crf_refine.tensorrt_library import build_plugin, find_headers, header_version
+from mal.plugins.cuda_library import ARCHITECTURES
 from mal.runtime.machine import gpu_count
 
 

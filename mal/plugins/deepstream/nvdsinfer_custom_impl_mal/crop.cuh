@@ -17,10 +17,11 @@ namespace mal::deepstream {
 
 enum class Fill { reflect, edge, wrap };
 
-// RGBA, or NV12: a plane of luma and one of interleaved chroma at half size.
+// RGB or RGBA, or NV12: a plane of luma and one of interleaved chroma at half size.
 struct Frame {
-    const uint8_t* first;   // RGBA pixels or luma
-    const uint8_t* chroma;  // nullptr for RGBA
+    const uint8_t* first;   // RGB or RGBA pixels, or luma
+    const uint8_t* chroma;  // nullptr for RGB and RGBA
+    int step;               // bytes a pixel: 3 or 4; NV12 needs none
     unsigned first_pitch, chroma_pitch;
     int width, height;
     // RGB = luma_scale * (Y - luma_zero) + what chroma adds. Source: ITU-R BT.601, BT.709.
@@ -48,7 +49,10 @@ MAL_BOTH inline float grey(float value) { return fminf(fmaxf(value, 0.f), 255.f)
 
 MAL_BOTH inline Colour pixel_of(const Frame& frame, int x, int y) {
     const uint8_t* first = frame.first + static_cast<size_t>(y) * frame.first_pitch;
-    if (!frame.chroma) return {float(first[4 * x]), float(first[4 * x + 1]), float(first[4 * x + 2])};
+    if (!frame.chroma) {
+        first += static_cast<size_t>(frame.step) * x;
+        return {float(first[0]), float(first[1]), float(first[2])};
+    }
     const uint8_t* chroma = frame.chroma + static_cast<size_t>(y / 2) * frame.chroma_pitch + x / 2 * 2;
     const float luma = frame.luma_scale * (float(first[x]) - frame.luma_zero);
     const float u = float(chroma[0]) - 128, v = float(chroma[1]) - 128;

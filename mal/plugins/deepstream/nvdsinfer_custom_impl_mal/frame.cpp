@@ -21,6 +21,7 @@ bool make_frame(const NvBufSurfaceParams& surface, Frame* frame) {
     const NvBufSurfacePlaneParams& planes = surface.planeParams;
     *frame = Frame{};
     frame->first = pixels + planes.offset[0];
+    frame->step = 4;
     frame->first_pitch = planes.pitch[0];
     frame->width = static_cast<int>(surface.width);
     frame->height = static_cast<int>(surface.height);

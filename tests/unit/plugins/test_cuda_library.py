@@ -1,4 +1,4 @@
-"""The CUDA body for torch, without a GPU: it builds and answers wrong arguments, and torch hands it the right ones."""
+"""The CUDA library, without a GPU: it builds and answers wrong arguments, and torch hands it the right ones."""
 
 import ctypes
 import math
@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from mal.errors import MalError, MissingPackageError, ShapeError
-from mal.plugins.crf_refine import cuda_library, reference, torch_body
-from mal.plugins.crf_refine.cuda_library import build_cuda, load_cuda, refine_on_gpu
+from mal.plugins import cuda_library
+from mal.plugins.crf_refine import cuda, reference, torch_body
+from mal.plugins.crf_refine.cuda import refine_on_gpu
+from mal.plugins.cuda_library import build_cuda, load_cuda
 
 OK, INVALID = 0, 1  # cudaError_t
 
@@ -25,7 +27,7 @@ def test_builds_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     call = library.mal_crf_refine_cuda
     assert call(*nothing, 0, 8, 8, 3, 0.1, None) == OK  # an empty batch
     assert call(*nothing, 1, 8, 8, -1, 0.1, None) == INVALID
-    monkeypatch.setattr(cuda_library, "_library", lambda: library)
+    monkeypatch.setattr(cuda, "load", lambda: library)
     refine_on_gpu(0, 0, False, 0, 1, 0, (0, 1, 8, 8), 3, 0.1, 0)
     with pytest.raises(MalError, match="cudaError 1"):
         refine_on_gpu(0, 0, False, 0, 1, 0, (1, 1, 8, 8), 3, -1.0, 0)
@@ -34,7 +36,7 @@ def test_builds_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda_library._library.cache_clear()
+    cuda_library.load.cache_clear()
     monkeypatch.setattr(cuda_library, "find_cuda", lambda: None)
     assert not cuda_library.available()
     assert torch_body.body(torch.device("cuda")) == "torch"
@@ -61,7 +63,7 @@ def test_torchs_arguments(monkeypatch: pytest.MonkeyPatch, insides: int, guide_t
         coverage = array(inside, (inside_batch, 1, height, width))
         array(out, shape)[:] = reference.crf_refine(array(logits, shape), colours, coverage, iterations, zeta)
 
-    monkeypatch.setattr(cuda_library, "refine_on_gpu", judge)
+    monkeypatch.setattr(cuda, "refine_on_gpu", judge)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
     monkeypatch.setattr(torch_body, "body", lambda device: "CUDA kernel")

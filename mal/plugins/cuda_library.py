@@ -1,6 +1,6 @@
-"""Build or find the compiled CUDA body `libmal_crf_cuda-<hash>.so` from cuda.cu, and call it on GPU memory.
+"""Build, find or load `libmal_cuda-<hash>.so`: all of ours that is compiled for GPUs, but TensorRT's plugin.
 
-It needs nvcc to build, and a driver to run: torch refines with it on a GPU. TensorRT's plugin holds the same lines.
+It needs nvcc to build, and a driver to run.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from mal.errors import MalError, MissingPackageError, ShapeError, UsageError
+from mal.errors import MissingPackageError, UsageError
 from mal.plugins.compile import Recipe, find_nvcc
 
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
@@ -18,14 +18,16 @@ ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 120)
 Newer chips compile the PTX of the last two when they load the library (the H100's and the B200's code is of no use to
 an RTX 50, nor the reverse)."""
 
-MOST_COLUMNS = 1024
-"""Widest crop that the kernel takes."""
-
 _FOLDER = Path(__file__).parent
+_SOURCES = (_FOLDER / "crf_refine" / "cuda.cu", _FOLDER / "pixels" / "crops.cu")
+_READS = (
+    _FOLDER / "crf_refine" / "crf_refine.cuh",
+    _FOLDER / "deepstream" / "nvdsinfer_custom_impl_mal" / "crop.cuh",
+)
 
 
 def build_cuda(cuda_architectures: Sequence[int] | None = None, folder: Path | None = None) -> Path:
-    """Compile the CUDA body, unless the cache holds it already.
+    """Compile the library, unless the cache holds it already.
 
     Args:
         cuda_architectures: compute capabilities x 10; None: those of `ARCHITECTURES` that this nvcc knows.
@@ -39,7 +41,7 @@ def build_cuda(cuda_architectures: Sequence[int] | None = None, folder: Path | N
 
 
 def find_cuda() -> Path | None:
-    """The CUDA body for all chips, if the cache holds it. Compiles nothing."""
+    """The library for all chips, if the cache holds it. Compiles nothing."""
     try:
         path = _recipe(None).path()
     except MissingPackageError:  # no nvcc here; a library that was built elsewhere is not looked for
@@ -48,46 +50,16 @@ def find_cuda() -> Path | None:
 
 
 def available() -> bool:
-    """Whether the CUDA body has been built and loads."""
+    """Whether the library has been built and loads."""
     try:
-        _library()
+        load()
     except MissingPackageError:
         return False
     return True
 
 
-def refine_on_gpu(
-    logits: int, guide: int, guide_half: bool, inside: int, inside_batch: int, out: int,
-    shape: tuple[int, ...], iterations: int, zeta: float, stream: int,
-) -> None:  # fmt: skip
-    """Enqueue a refinement on the current device.
-
-    Args:
-        logits, guide, inside, out: addresses of contiguous memory of the device: (B, 1, h, w) float32, (B, 3, h, w)
-            float32 or float16, (inside_batch, 1, h, w) float32, (B, 1, h, w) float32. `out` overlaps nothing.
-        guide_half: guide is float16.
-        inside_batch: 1 or B.
-        shape: (B, 1, h, w).
-        iterations, zeta: as `reference.crf_refine`.
-        stream: address of the CUDA stream.
-
-    Raises:
-        ShapeError: wider than 1,024 columns.
-        MissingPackageError: the library is not built, or does not load.
-        MalError: CUDA refused the launch.
-    """
-    batch, _, height, width = shape
-    if width > MOST_COLUMNS:
-        raise ShapeError(f"the CUDA kernel refines crops of at most {MOST_COLUMNS} columns, got {width}")
-    code = _library().mal_crf_refine_cuda(
-        logits, guide, guide_half, inside, inside_batch, out, batch, height, width, iterations, zeta, stream
-    )
-    if code:
-        raise MalError(f"the CUDA kernel of CRF refinement failed on {shape}: cudaError {code}")
-
-
 def load_cuda(path: Path) -> ctypes.CDLL:
-    """Load a built CUDA body and say what its function takes."""
+    """Load a built library and say what its functions take."""
     library = ctypes.CDLL(str(path))
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.mal_crf_refine_cuda.argtypes = [
@@ -95,14 +67,23 @@ def load_cuda(path: Path) -> ctypes.CDLL:
         pointer,
     ]  # fmt: skip
     library.mal_crf_refine_cuda.restype = ctypes.c_int
+    library.mal_cut_crops_cuda.argtypes = [
+        pointer, integer, integer, pointer, integer, integer, integer, pointer, pointer,
+    ]  # fmt: skip
+    library.mal_cut_crops_cuda.restype = ctypes.c_int
     return library
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
+    """The library for all chips, as it was built before.
+
+    Raises:
+        MissingPackageError: it is not built, or does not load.
+    """
     path = find_cuda()
     if path is None:
-        raise MissingPackageError("the CUDA kernel of CRF refinement is not built: run `mal plugins build`")
+        raise MissingPackageError("the CUDA kernels are not built: run `mal plugins build`")
     try:
         return load_cuda(path)
     except OSError as error:
@@ -117,7 +98,7 @@ def _recipe(cuda_architectures: Sequence[int] | None) -> Recipe:
     )  # fmt: skip
     if host := os.environ.get("CXX"):
         command += ("-ccbin", host)
-    return Recipe("mal_crf_cuda", command, (_FOLDER / "cuda.cu",), (_FOLDER / "crf_refine.cuh",))
+    return Recipe("mal_cuda", command, _SOURCES, _READS)
 
 
 def machine_code(nvcc: str, wanted: Sequence[int] | None) -> list[str]:
