@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.peers.__main__ import write_peer
 from mal.evaluation.metrics import evaluate
 from mal.export.export import export_model
+from mal.export.request import ExportRequest
 from mal.runtime.label import label_dataset
 
 KEYS = ("miou_object", "miou_class", "miou_small", "miou_medium", "miou_large", "share_75", "boundary_iou")
@@ -71,7 +72,8 @@ def main() -> None:
     spent = adapt(wanted, options.data / "images", out / "run", options.overrides)
     last = max((out / "run").glob("model_epoch_*.safetensors"))
     if not (out / "adapted.onnx").is_file():
-        export_model(last, output=out / "adapted.onnx")  # ONNX Runtime labels several times as fast as torch
+        # ONNX Runtime labels several times as fast as torch.
+        export_model(ExportRequest(last, output=out / "adapted.onnx"))
     models = {"shipped": "student", "adapted": str(out / "adapted.onnx")}
     files = {name: out / f"{name}.json" for name in models}
     for name, model in models.items():

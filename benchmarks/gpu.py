@@ -30,7 +30,7 @@ def students():
     """Name, student and constants of each network, made when it is its turn."""
     import torch
 
-    from mal.export.export import find_source
+    from mal.export.source import find_source
     from mal.network.checkpoint import load_student
     from mal.network.student import Student
 

@@ -158,25 +158,25 @@ def export(
     """Export a student: one ONNX file or an engine, checked against torch before it is written."""
     from mal.export.engine_options import EngineOptions, Profile, parse_chips
     from mal.export.export import export_model
+    from mal.export.request import ExportRequest
 
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 contradict each other; choose one")
-    precision = "fp16" if fp16 else "int8" if int8 else "fp32"
-    engine = EngineOptions(
-        Profile.parse(profile), parse_chips(chips) if chips else None, workspace, hardware_compatible
+    request = ExportRequest(
+        source=source,
+        precision="fp16" if fp16 else "int8" if int8 else "fp32",
+        refine=refine,
+        target=target.value if target else None,
+        output=output,
+        engine=EngineOptions(
+            Profile.parse(profile), parse_chips(chips) if chips else None, workspace, hardware_compatible
+        ),
+        calibrate=calibrate,
+        images=images,
+        accept=accept,
     )
     try:
-        report = export_model(
-            source,
-            precision=precision,
-            refine=refine,
-            target=target.value if target else None,
-            output=output,
-            engine=engine,
-            calibrate=calibrate,
-            images=images,
-            accept=accept,
-        )
+        report = export_model(request)
     except ParityError as error:
         if error.table:
             print(error.table, file=sys.stderr if as_json else sys.stdout)

@@ -7,20 +7,20 @@ DIR/nvdsinfer_custom_impl_mal/          libnvdsinfer_mal.so, to be built by `mak
 DIR/pipeline.cpp, pipeline.py, Makefile, README.md
 """
 
-import tempfile
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from string import Template
 
 from mal.config import ModelConstants
 from mal.export.engine_options import EngineOptions, Profile, trtexec_line
-from mal.export.export import ExportReport, export_model
+from mal.export.files import write_all
 from mal.export.folder import check_new, new_folder
+from mal.export.make import make_model
 from mal.export.manifest import dump
 from mal.export.nvinfer_config import check_config
+from mal.export.request import ExportReport, ExportRequest
+from mal.export.source import find_source
 from mal.runtime.plan_file import manifest_path
-from mal.sources import Address
 
 CONFIG = "config_infer_secondary_mal.txt"
 LIBRARY = Path("nvdsinfer_custom_impl_mal", "libnvdsinfer_mal.so")
@@ -30,47 +30,22 @@ _CRF_SOURCES = ("tensorrt_plugin.cu", "cuda.cu", "crf_refine.cuh")
 _SOURCE_SUFFIXES = (".cpp", ".cu", ".h", ".cuh", ".map")
 
 
-def export_deepstream(
-    source: Path | str | None = None,
-    *,
-    precision: str = "fp32",
-    refine: int | None = None,
-    output: Path | None = None,
-    calibrate: Path | None = None,
-    images: Address | None = None,
-    accept: str | None = None,
-) -> ExportReport:
+def export_deepstream(request: ExportRequest) -> ExportReport:
     """Export a student as a folder for DeepStream 9.x. Needs no software of NVIDIA.
-
-    Args:
-        source, precision, refine, calibrate, images, accept: as for `export_model`.
-        output: folder to write, new or empty; None: deepstream. The manifest goes to `output` + ".json".
 
     Raises: as `export_model`, and
         UsageError: the folder is not empty.
     """
-    path = output or Path("deepstream")
+    path = request.output or Path("deepstream")
     check_new(path)
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx = Path(scratch) / "model.onnx"
-        report = export_model(
-            source,
-            precision=precision,
-            refine=refine,
-            target="onnx",
-            output=onnx,
-            calibrate=calibrate,
-            images=images,
-            accept=accept,
-            for_tensorrt=True,
-        )
-        manifest = {**report.manifest, "target": "deepstream"}
-        with new_folder(path) as folder:
-            (folder / onnx.name).write_bytes(onnx.read_bytes())
-            write_folder(folder, ModelConstants.model_validate(manifest["constants"]), precision)
-            check_config(folder / CONFIG)
-            manifest_path(path).write_bytes(dump(manifest))
-    return replace(report, output=path, manifest=manifest, hint=f"on the machine with DeepStream: make -C {path}")
+    made = make_model(request, find_source(request.source), for_tensorrt=True)
+    manifest = made.manifest("deepstream")
+    with new_folder(path) as folder:
+        (folder / "model.onnx").write_bytes(made.content)
+        write_folder(folder, made.constants, made.precision)
+        check_config(folder / CONFIG)
+        write_all([(manifest_path(path), dump(manifest)), *made.pictures(path)])
+    return ExportReport(made.source, path, manifest, made.lines, f"on the machine with DeepStream: make -C {path}")
 
 
 def write_folder(folder: Path, constants: ModelConstants, precision: str) -> None:

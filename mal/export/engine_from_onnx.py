@@ -104,7 +104,8 @@ def build_engine(
     trt, gpu = find_builder(package)
     log = logger_of(trt)
     log.errors.clear()
-    chips = _chips(trt, package, options, model) if gpu is None else _chips_like(gpu, package, options)
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    chips = choose_chips(trt, gpu, options, half=half)
     key = plan_cache.key(content, package, trt.__version__, gpu, chips, options, plugin)
     plan = plan_cache.find(key)
     cached = plan is not None
@@ -130,6 +131,39 @@ def find_builder(package: str) -> tuple[Any, Gpu | None]:
     if not seen:
         raise DeviceError(f"{package} {trt.__version__} builds for the GPU it sees, and the driver shows none here")
     return trt, seen[0]
+
+
+def choose_chips(trt: Any, gpu: Gpu | None, options: EngineOptions, *, half: bool) -> tuple[int, ...]:
+    """Compute capabilities x 10 that an engine will be built for.
+
+    Args:
+        trt, gpu: of `find_builder`.
+        options: what was asked for.
+        half: the model holds float16.
+
+    Raises:
+        UsageError: a chip or an option that this TensorRT does not have.
+    """
+    package, wanted = trt.__name__, options.compute_capabilities
+    if gpu is not None:
+        if wanted is not None:
+            raise UsageError(f"{package} builds for the GPU it sees; compute capabilities are for tensorrt_rtx")
+        if options.hardware_compatible and gpu.compute_capability < _AMPERE:
+            raise UsageError(
+                f"hardware-compatible engines begin with Ampere (80); {gpu.name} is {gpu.compute_capability}"
+            )
+        return (gpu.compute_capability,)
+    if options.hardware_compatible:
+        raise UsageError(f"{package} knows no hardware-compatible engines: name the compute capabilities instead")
+    known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name[:2] == "SM" and name[2:].isdecimal()]
+    if wanted is None:
+        wanted = [chip for chip in RTX_CHIPS if half or chip != _TURING]
+    chips = tuple(dict.fromkeys(wanted))
+    unknown = [chip for chip in chips if chip not in known]
+    if unknown or not chips:
+        came = f"compute capability {unknown[0]}" if unknown else "no compute capability"
+        raise UsageError(f"{package} {trt.__version__} builds for {', '.join(map(str, known))}, got {came}")
+    return chips
 
 
 def _build(
@@ -206,30 +240,6 @@ def _assert_plugin(trt: Any, network: Any, nodes: int) -> None:
             f"the network holds {found} plugin layers where the model has {nodes} nodes {DOMAIN}::{NAME}: the parser "
             "took the ONNX function instead of the plugin; run `mal plugins build`, and report it if this stays so"
         )
-
-
-def _chips_like(gpu: Gpu, package: str, options: EngineOptions) -> tuple[int, ...]:
-    if options.compute_capabilities is not None:
-        raise UsageError(f"{package} builds for the GPU it sees; compute capabilities are for tensorrt_rtx")
-    if options.hardware_compatible and gpu.compute_capability < _AMPERE:
-        raise UsageError(f"hardware-compatible engines begin with Ampere (80); {gpu.name} is {gpu.compute_capability}")
-    return (gpu.compute_capability,)
-
-
-def _chips(trt: Any, package: str, options: EngineOptions, model: onnx.ModelProto) -> tuple[int, ...]:
-    if options.hardware_compatible:
-        raise UsageError(f"{package} knows no hardware-compatible engines: name the compute capabilities instead")
-    known = [int(name[2:]) for name in trt.ComputeCapability.__members__ if name[:2] == "SM" and name[2:].isdecimal()]
-    wanted = options.compute_capabilities
-    if wanted is None:
-        half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-        wanted = [chip for chip in RTX_CHIPS if half or chip != _TURING]
-    chips = tuple(dict.fromkeys(wanted))
-    unknown = [chip for chip in chips if chip not in known]
-    if unknown or not chips:
-        came = f"compute capability {unknown[0]}" if unknown else "no compute capability"
-        raise UsageError(f"{package} {trt.__version__} builds for {', '.join(map(str, known))}, got {came}")
-    return chips
 
 
 def _crops(trt: Any, network: Any) -> Any:

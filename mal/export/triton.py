@@ -6,9 +6,7 @@ DIR/mal_label/1/model.py                      image, boxes -> run lengths, score
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +15,14 @@ import mal
 from mal.config import ModelConstants
 from mal.errors import ModelFileError, UsageError
 from mal.export.engine_options import Profile
-from mal.export.export import ExportReport, export_model
+from mal.export.files import write_all
 from mal.export.folder import check_new, new_folder
+from mal.export.make import make_model
 from mal.export.manifest import dump
+from mal.export.request import ExportReport, ExportRequest
+from mal.export.source import find_source
 from mal.runtime.onnx_file import read_metadata
 from mal.runtime.plan_file import EngineFacts, Plan, manifest_path, read_plan
-from mal.sources import Address
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -42,79 +42,50 @@ class Word(str):
     __slots__ = ()
 
 
-def export_triton(
-    source: Path | str | None = None,
-    *,
-    precision: str = "fp32",
-    refine: int | None = None,
-    output: Path | None = None,
-    calibrate: Path | None = None,
-    images: Address | None = None,
-    accept: str | None = None,
-) -> ExportReport:
+def export_triton(request: ExportRequest) -> ExportReport:
     """Export a student, or an engine that was built from one, as a model repository for Triton.
-
-    Args:
-        source: as for `export_model`; or an engine (.plan) with its manifest and its ONNX beside it.
-        precision, refine, calibrate, images, accept: as for `export_model`; an engine has its own.
-        output: folder to write, new or empty; None: triton. The manifest goes to `output` + ".json".
 
     Raises: as `export_model`, and
         UsageError: the folder is not empty; precision or refine for an engine.
         ModelFileError: an engine that Triton cannot serve.
     """
-    path = output or Path("triton")
+    path = request.output or Path("triton")
     check_new(path)
-    with tempfile.TemporaryDirectory() as scratch:
-        if source is not None and Path(source).suffix.lower() == ".plan":
-            if precision != "fp32" or refine is not None or calibrate is not None:
-                raise UsageError(
-                    f"{source} is built already; --fp16, --int8, --calibrate and --refine are for the model before that"
-                )
-            plan = _read_plan(Path(source))
-            report = ExportReport(plan.path, plan.path, json.loads(manifest_path(plan.path).read_bytes()), ())
-        else:
-            onnx = Path(scratch) / "model.onnx"
-            report = export_model(
-                source,
-                precision=precision,
-                refine=refine,
-                target="onnx",
-                output=onnx,
-                calibrate=calibrate,
-                images=images,
-                accept=accept,
-            )
-            plan = None
-        manifest = {**report.manifest, "target": "triton"}
-        with new_folder(path) as folder:
-            write_repository(folder, report.output, plan.facts if plan else None)
-            manifest_path(path).write_bytes(dump(manifest))
-    return replace(
-        report, output=path, manifest=manifest, hint=f"where Triton is, start it as {path / 'README.md'} says"
-    )
+    if request.source is not None and Path(request.source).suffix.lower() == ".plan":
+        plan = _read_plan(Path(request.source), request)
+        source, lines, pictures, content = plan.path, (), [], _beside(plan.path, plan.facts.onnx).read_bytes()
+        manifest = json.loads(manifest_path(plan.path).read_bytes()) | {"target": "triton"}
+    else:
+        plan = None
+        made = make_model(request, find_source(request.source), for_tensorrt=False)
+        source, lines, pictures, content = made.source, made.lines, made.pictures(path), made.content
+        manifest = made.manifest("triton")
+    with new_folder(path) as folder:
+        write_repository(folder, content, plan)
+        write_all([(manifest_path(path), dump(manifest)), *pictures])
+    return ExportReport(source, path, manifest, lines, f"where Triton is, start it as {path / 'README.md'} says")
 
 
-def write_repository(folder: Path, model: Path, engine: EngineFacts | None = None) -> None:
+def write_repository(folder: Path, onnx: bytes, plan: Plan | None = None) -> None:
     """Fill a folder with both models.
 
     Args:
         folder: existing, empty.
-        model: .onnx of ours, or a .plan with the ONNX that it was built from and its plugin beside it.
-        engine: what its manifest says of a .plan.
+        onnx: file of ours: the network, or what `plan` was built from.
+        plan: the engine that is the network, with its plugin beside it.
 
     Raises:
         ModelFileError: something that the engine needs is missing.
     """
-    constants, inputs, outputs = _read_onnx(_beside(model, engine.onnx) if engine else model)
+    constants, inputs, outputs = _read_onnx(onnx)
+    engine = plan.facts if plan else None
     profile = Profile.parse(engine.profile) if engine else None
-    most = profile.maximum if profile else MAX_BATCH
-    plugin = engine.plugin if engine else None
     _write_model(folder / NETWORK, _network_config(_tensors(inputs), _tensors(outputs), profile))
-    shutil.copyfile(model, folder / NETWORK / "1" / f"model{model.suffix}")
-    if plugin:
-        shutil.copyfile(_beside(model, plugin), folder / NETWORK / plugin)
-    _write_model(folder / LABEL, _label_config(constants, most))
+    model = folder / NETWORK / "1" / ("model.plan" if plan else "model.onnx")
+    model.write_bytes(plan.content if plan else onnx)
+    if plan and plan.facts.plugin:
+        shutil.copyfile(_beside(plan.path, plan.facts.plugin), folder / NETWORK / plan.facts.plugin)
+    _write_model(folder / LABEL, _label_config(constants, profile.maximum if profile else MAX_BATCH))
     code = resources.files("mal.export") / "triton_model.py"
     (folder / LABEL / "1" / "model.py").write_bytes(code.read_bytes())
     (folder / "README.md").write_text(_readme(constants, engine))
@@ -197,16 +168,19 @@ def _tensors(values: "Sequence[ValueInfoProto]") -> list[dict[str, Any]]:
     return found
 
 
-def _read_onnx(path: Path) -> "tuple[ModelConstants, Sequence[ValueInfoProto], Sequence[ValueInfoProto]]":
+def _read_onnx(content: bytes) -> "tuple[ModelConstants, Sequence[ValueInfoProto], Sequence[ValueInfoProto]]":
     import onnx
 
-    content = path.read_bytes()
-    constants = ModelConstants.from_metadata(read_metadata(content, str(path)), str(path))
+    constants = ModelConstants.from_metadata(read_metadata(content, "the model"), "the model")
     graph = onnx.load_from_string(content).graph
     return constants, graph.input, graph.output
 
 
-def _read_plan(path: Path) -> Plan:
+def _read_plan(path: Path, request: ExportRequest) -> Plan:
+    if request.precision != "fp32" or request.refine is not None:
+        raise UsageError(
+            f"{path} is built already; --fp16, --int8, --calibrate and --refine are for the model before that"
+        )
     if not path.is_file():
         raise ModelFileError(f"no engine {path}; expected a .plan of `mal export --target tensorrt`")
     plan = read_plan(path)

@@ -16,6 +16,7 @@ from mal.errors import InputError, MalError, OutputError, UsageError
 from mal.export.deepstream import CONFIG, LIBRARY, write_folder
 from mal.export.export import export_model
 from mal.export.nvinfer_config import check_config, find_problems
+from mal.export.request import ExportRequest
 from mal.plugins.crf_refine import names
 from mal.runtime.onnx_file import read_metadata
 
@@ -40,7 +41,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 
 def test_the_shipped_student_becomes_a_whole_folder(tmp_path: Path) -> None:
-    report = export_model(STUDENT, target="deepstream", output=tmp_path / "ds")
+    report = export_model(ExportRequest(STUDENT, target="deepstream", output=tmp_path / "ds"))
     made = tmp_path / "ds"
     assert {path.name for path in made.iterdir()} == {
         "model.onnx", CONFIG, PREPROCESS, "Makefile", "README.md", "pipeline.cpp", "pipeline.py",
@@ -57,20 +58,20 @@ def test_the_shipped_student_becomes_a_whole_folder(tmp_path: Path) -> None:
     assert f"--staticPlugins={LIBRARY}" in (made / "README.md").read_text()
     compile((made / "pipeline.py").read_text(), "pipeline.py", "exec")
     with pytest.raises(UsageError, match="something in it"):
-        export_model("student", target="deepstream", output=made)
+        export_model(ExportRequest("student", target="deepstream", output=made))
 
 
 @pytest.mark.parametrize("where", ["missing/ds", "file"])
 def test_an_output_that_cannot_be_is_said_before_the_work(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises((UsageError, OutputError), match=re.escape(str(tmp_path / where))):
-        export_model("student", target="deepstream", output=tmp_path / where)
+        export_model(ExportRequest("student", target="deepstream", output=tmp_path / where))
 
 
 def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
     with pytest.raises(MalError):
-        export_model(tmp_path / "x.onnx", target="deepstream", output=tmp_path / "ds")
+        export_model(ExportRequest(tmp_path / "x.onnx", target="deepstream", output=tmp_path / "ds"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 
 

@@ -15,6 +15,7 @@ from mal.errors import EngineError, MissingPackageError, ParityError, UsageError
 from mal.export import engine_from_onnx, precision_gate
 from mal.export.engine_options import RTX_CHIPS
 from mal.export.export import export_model
+from mal.export.request import ExportRequest
 from mal.network.checkpoint import save_student
 from mal.network.student import Student
 from mal.plugins.crf_refine import tensorrt_library
@@ -31,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         student.head.value.weight.mul_(40)  # an untrained head says next to nothing
     save_student(folder / "student.safetensors", student, CONSTANTS)
-    return export_model(folder, output=folder / "model.onnx").output
+    return export_model(ExportRequest(folder, output=folder / "model.onnx")).output
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def sha256(path: Path) -> str:
 
 
 def test_half_precision_onnx(source: Path, tmp_path: Path) -> None:
-    report = export_model(source, precision="fp16", output=tmp_path / "half.onnx")
+    report = export_model(ExportRequest(source, precision="fp16", output=tmp_path / "half.onnx"))
     assert report.manifest["precision"] == "fp16"
     assert report.manifest["parity"]["precision"]["mean_iou"] >= 0.995
     assert (tmp_path / "half.onnx").stat().st_size < 0.7 * source.stat().st_size
@@ -58,7 +59,7 @@ def test_half_precision_onnx(source: Path, tmp_path: Path) -> None:
 
 
 def test_an_engine_its_onnx_and_what_they_are(source: Path, tmp_path: Path, one_chip: Path) -> None:
-    report = export_model(source, precision="fp16", target="tensorrt-rtx", output=tmp_path / "m.plan")
+    report = export_model(ExportRequest(source, precision="fp16", target="tensorrt-rtx", output=tmp_path / "m.plan"))
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == [one_chip.name, "m.onnx", "m.onnx.json", "m.plan", "m.plan.json"]
 
@@ -83,7 +84,7 @@ def test_an_engine_its_onnx_and_what_they_are(source: Path, tmp_path: Path, one_
 
 def test_unrefined_engines_need_no_plugin(source: Path, tmp_path: Path) -> None:
     need_rtx()
-    report = export_model(source, refine=0, target="tensorrt-rtx", output=tmp_path / "m.plan")
+    report = export_model(ExportRequest(source, refine=0, target="tensorrt-rtx", output=tmp_path / "m.plan"))
     assert report.manifest["engine"]["plugin"] is None
     assert "needs" not in report.text()
 
@@ -91,7 +92,7 @@ def test_unrefined_engines_need_no_plugin(source: Path, tmp_path: Path) -> None:
 def test_the_source_is_not_overwritten(source: Path) -> None:
     before = sha256(source)
     with pytest.raises(UsageError, match="would overwrite the source"):
-        export_model(source, target="tensorrt-rtx", output=source.with_suffix(".plan"))
+        export_model(ExportRequest(source, target="tensorrt-rtx", output=source.with_suffix(".plan")))
     assert sha256(source) == before
 
 
@@ -103,7 +104,7 @@ def test_a_builder_that_fails_leaves_nothing(
 
     monkeypatch.setattr(engine_from_onnx, "build_engine", refuse)
     with pytest.raises(EngineError):
-        export_model(source, target="tensorrt-rtx", output=tmp_path / "m.plan")
+        export_model(ExportRequest(source, target="tensorrt-rtx", output=tmp_path / "m.plan"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,11 +113,11 @@ def test_half_precision_that_costs_too_much_leaves_nothing(
 ) -> None:
     monkeypatch.setitem(precision_gate.BUDGETS, "fp16", precision_gate.Budget(1.1, 0, 1))
     with pytest.raises(ParityError, match="Nothing was written"):
-        export_model(source, precision="fp16", output=tmp_path / "m.onnx")
+        export_model(ExportRequest(source, precision="fp16", output=tmp_path / "m.onnx"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_tensorrt_is_told_first(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(MissingPackageError, match=r"mask-auto-labeler\[tensorrt-rtx\]"):
-        export_model(source, target="tensorrt-rtx", output=tmp_path / "m.plan")
+        export_model(ExportRequest(source, target="tensorrt-rtx", output=tmp_path / "m.plan"))

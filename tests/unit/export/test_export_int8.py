@@ -15,11 +15,12 @@ from PIL import Image
 from tensorrt_parts import SIZE, constants, layered_model, need_plugin, need_rtx
 
 from mal.errors import BoxFileError, ModelFileError, ParityError
-from mal.export import export, precision_gate
+from mal.export import make, precision_gate
 from mal.export.engine_from_onnx import build_engine
 from mal.export.engine_options import EngineOptions
-from mal.export.export import ExportReport, export_model
+from mal.export.export import export_model
 from mal.export.precision_gate import Budget
+from mal.export.request import ExportReport, ExportRequest
 from mal.runtime.session import open_session
 
 PHOTOS = Path(str(resources.files("mal"))) / "models" / "photos" / "boxes.json"
@@ -37,7 +38,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(source: Path) -> ExportReport:
     output = source.with_name("int8.onnx")
-    return export_model(source, precision="int8", calibrate=PHOTOS, output=output, target="onnx", accept=REASON)
+    return export_model(
+        ExportRequest(source, precision="int8", calibrate=PHOTOS, output=output, target="onnx", accept=REASON)
+    )
 
 
 def nodes(path: Path) -> Counter[str]:
@@ -84,7 +87,9 @@ def test_a_reason_is_recorded_with_what_it_overrides(exported: ExportReport) -> 
 
 def test_it_repeats(exported: ExportReport, source: Path, tmp_path: Path) -> None:
     again = export_model(
-        source, precision="int8", calibrate=PHOTOS, output=tmp_path / "b.onnx", target="onnx", accept=REASON
+        ExportRequest(
+            source, precision="int8", calibrate=PHOTOS, output=tmp_path / "b.onnx", target="onnx", accept=REASON
+        )
     )
     assert again.output.read_bytes() == exported.output.read_bytes()
     assert again.manifest["calibration"] == exported.manifest["calibration"]
@@ -95,7 +100,9 @@ def test_over_budget_nothing_is_written_but_the_table(
 ) -> None:
     monkeypatch.setitem(precision_gate.BUDGETS, "int8", Budget(1.1, 0, 1))
     with pytest.raises(ParityError, match="Nothing was written") as refused:
-        export_model(source, precision="int8", calibrate=PHOTOS, output=tmp_path / "m.onnx", target="onnx")
+        export_model(
+            ExportRequest(source, precision="int8", calibrate=PHOTOS, output=tmp_path / "m.onnx", target="onnx")
+        )
     assert "onnx int8 / fp32" in refused.value.table
     assert list(tmp_path.iterdir()) == []
 
@@ -127,17 +134,19 @@ def test_flat_pictures_are_refused_by_command(source: Path, tmp_path: Path) -> N
 def test_boxes_that_are_not_there_are_told_before_the_network_is_traced(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(export, "_load")
+    monkeypatch.delattr(make, "load_source")
     with pytest.raises(BoxFileError, match="no boxes at"):
         export_model(
-            source, precision="int8", calibrate=tmp_path / "none.json", output=tmp_path / "m.onnx", target="onnx"
+            ExportRequest(
+                source, precision="int8", calibrate=tmp_path / "none.json", output=tmp_path / "m.onnx", target="onnx"
+            )
         )
 
 
 def test_half_precision_is_held_against_the_users_crops_too(source: Path, tmp_path: Path) -> None:
     options = {"precision": "fp16", "target": "onnx"}
-    alone = export_model(source, output=tmp_path / "a.onnx", **options)
-    more = export_model(source, output=tmp_path / "b.onnx", calibrate=PHOTOS, **options)
+    alone = export_model(ExportRequest(source, output=tmp_path / "a.onnx", **options))
+    more = export_model(ExportRequest(source, output=tmp_path / "b.onnx", calibrate=PHOTOS, **options))
     assert more.manifest["parity"]["precision"]["crops"] > alone.manifest["parity"]["precision"]["crops"]
     assert "calibration" not in more.manifest
 
@@ -147,7 +156,9 @@ def test_an_int8_engine(source: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     plugin = need_plugin()
     monkeypatch.setattr("mal.plugins.crf_refine.tensorrt_library.build_plugin", lambda: plugin)
     report = export_model(
-        source, precision="int8", calibrate=PHOTOS, target="tensorrt-rtx", output=tmp_path / "m.plan", accept=REASON
+        ExportRequest(
+            source, precision="int8", calibrate=PHOTOS, target="tensorrt-rtx", output=tmp_path / "m.plan", accept=REASON
+        )
     )
     assert (report.manifest["precision"], report.manifest["target"]) == ("int8", "tensorrt-rtx")
     assert report.manifest["calibration"]["scheme"] == "int8 around zero"

@@ -13,9 +13,10 @@ import torch
 from mal.config import ModelConstants
 from mal.errors import ModelFileError, OutputError, ParityError, UsageError
 from mal.export import parity
-from mal.export.export import ExportReport, export_model
+from mal.export.export import export_model
 from mal.export.gate_crops import gate_crops
 from mal.export.refinement import box_coverage
+from mal.export.request import ExportReport, ExportRequest
 from mal.network.checkpoint import save_student
 from mal.network.deploy import DeployStudent
 from mal.network.score import inside_map
@@ -41,12 +42,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> ExportReport:
-    return export_model(run, output=run / "refined.onnx")
+    return export_model(ExportRequest(run, output=run / "refined.onnx"))
 
 
 @pytest.fixture(scope="module")
 def plain(run: Path, exported: ExportReport) -> Path:
-    return export_model(exported.output, refine=0, output=run / "plain.onnx").output
+    return export_model(ExportRequest(exported.output, refine=0, output=run / "plain.onnx")).output
 
 
 def session(path: Path):
@@ -115,23 +116,22 @@ def test_box_coverage_is_the_networks_own() -> None:
 
 
 def test_refinement_goes_in_and_out(exported: ExportReport, plain: Path, run: Path) -> None:
-    again = export_model(plain, refine=4, output=run / "again.onnx").output
+    again = export_model(ExportRequest(plain, refine=4, output=run / "again.onnx")).output
     assert again.read_bytes() == exported.output.read_bytes()
     assert onnx.load(plain).functions == []
 
 
 def test_refinement_stays_within_the_budget_where_a_network_knows_nothing(plain: Path, run: Path) -> None:
     # Ten iterations: at 100 the undecided fronts of an untrained network move by rounding alone (parity.py).
-    report = export_model(plain, refine=10, output=run / "ten.onnx")
+    report = export_model(ExportRequest(plain, refine=10, output=run / "ten.onnx"))
     refined = report.manifest["parity"]["refinement"]
     assert (refined["iterations"], refined["budget"]) == (10, 1e-4)
     assert refined["cells_differ"] <= 1e-4 * refined["cells"]
 
 
 def test_same_source_same_bytes(exported: ExportReport, run: Path) -> None:
-    assert export_model(run / "student.safetensors", output=run / "b.onnx").output.read_bytes() == (
-        exported.output.read_bytes()
-    )
+    again = export_model(ExportRequest(run / "student.safetensors", output=run / "b.onnx")).output
+    assert again.read_bytes() == exported.output.read_bytes()
 
 
 def test_manifest(exported: ExportReport) -> None:
@@ -165,17 +165,17 @@ def test_manifest(exported: ExportReport) -> None:
 )
 def test_contradictory_wishes(run: Path, wish: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        export_model(run, **wish)
+        export_model(ExportRequest(run, **wish))
 
 
 def test_output_is_not_the_source(exported: ExportReport) -> None:
     with pytest.raises(UsageError, match="would overwrite the source"):
-        export_model(exported.output, output=exported.output)
+        export_model(ExportRequest(exported.output, output=exported.output))
 
 
 def test_no_folder_to_write_to(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="there is no folder"):
-        export_model(run, output=tmp_path / "missing" / "m.onnx")
+        export_model(ExportRequest(run, output=tmp_path / "missing" / "m.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_sources_that_are_none(name: str, tmp_path: Path, plain: Path) -> None:
     elif name == "run":
         source.mkdir()
     with pytest.raises(ModelFileError):
-        export_model(source, output=tmp_path / "out.onnx")
+        export_model(ExportRequest(source, output=tmp_path / "out.onnx"))
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -218,7 +218,7 @@ def test_what_fails_the_gate_is_not_written(plain: Path, tmp_path: Path, monkeyp
     # The box is put in the wrong place: only a comparison with the judge can see it.
     monkeypatch.setattr(refinement, "box_coverage", lambda *_: np.roll(box_coverage(0.3, 16, 16), 3, axis=3))
     with pytest.raises(ParityError, match="nothing was written"):
-        export_model(plain, refine=4, output=tmp_path / "out.onnx")
+        export_model(ExportRequest(plain, refine=4, output=tmp_path / "out.onnx"))
     assert list(tmp_path.iterdir()) == []
 
 

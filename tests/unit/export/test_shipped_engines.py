@@ -10,6 +10,7 @@ from tensorrt_parts import need_plugin, need_rtx
 from mal.errors import DeviceError
 from mal.export.engine_options import EngineOptions
 from mal.export.export import export_model
+from mal.export.request import ExportRequest
 from mal.plugins.crf_refine import tensorrt_library
 from mal.runtime.machine import gpu_count
 from mal.runtime.plan_file import read_plan
@@ -26,7 +27,9 @@ def test_half_precision_for_every_chip(tmp_path: Path, monkeypatch: pytest.Monke
     student = Path(str(resources.files("mal"))) / "models" / "student.onnx"  # from here it takes no torch
     output = tmp_path / "student.plan"
     options = EngineOptions(compute_capabilities=CHIPS)
-    report = export_model(student, precision="fp16", target="tensorrt-rtx", output=output, engine=options)
+    report = export_model(
+        ExportRequest(student, precision="fp16", target="tensorrt-rtx", output=output, engine=options)
+    )
     assert report.manifest["parity"]["precision"]["mean_iou"] >= 0.995
 
     plan = read_plan(output)  # manifest and sha256 belong to it

@@ -18,9 +18,11 @@ from google.protobuf import text_format
 from triton_parts import Request, load_model, server
 
 import mal
+from mal.config import ModelConstants
 from mal.errors import ModelFileError, OutputError, UsageError
 from mal.export.engine_options import EngineOptions, Profile
 from mal.export.export import export_model
+from mal.export.request import ExportRequest
 from mal.export.triton import pbtxt, write_repository
 from mal.masks import decode
 
@@ -33,7 +35,7 @@ BOXES = np.array([[110, 30, 400, 290], [-20, 100, 80, 380], [500, 10, 600, 90], 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
-    write_repository(folder, STUDENT)
+    write_repository(folder, STUDENT.read_bytes())
     return folder
 
 
@@ -162,7 +164,7 @@ def engine(folder: Path, **changes: Any) -> Path:
 def test_an_engine_is_served_with_its_plugin(tmp_path: Path) -> None:
     from tritonclient.grpc import model_config_pb2 as pb
 
-    report = export_model(engine(tmp_path), target="triton", output=tmp_path / "out")
+    report = export_model(ExportRequest(engine(tmp_path), target="triton", output=tmp_path / "out"))
     config = read_config(report.output, "mal_student")
     assert (config.backend, config.max_batch_size) == ("tensorrt", 48)
     assert list(config.dynamic_batching.preferred_batch_size) == [32]
@@ -197,24 +199,27 @@ def test_what_cannot_be_served_leaves_nothing_behind(
     before = sorted(tmp_path.rglob("*"))
     options = {"output": "out"} | options
     with pytest.raises(error, match=words):
-        export_model(plan, target="triton", **{**options, "output": tmp_path / options["output"]})
+        export_model(ExportRequest(plan, target="triton", **{**options, "output": tmp_path / options["output"]}))
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_model_is_exported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a source that needs exporting to the folder; the export itself has its own tests."""
     from mal.export import triton
+    from mal.export.make import Made
+    from mal.runtime.onnx_file import read_metadata
 
-    def fake(source: Any, **wishes: Any) -> Any:
-        assert (wishes["target"], wishes["refine"]) == ("onnx", 1)
-        shutil.copyfile(STUDENT, wishes["output"])
-        return triton.ExportReport(STUDENT, wishes["output"], {"bytes": 1, "constants": {}}, ())
+    def fake(request: ExportRequest, source: Path, *, for_tensorrt: bool) -> Made:
+        assert (request.refine, source.name, for_tensorrt) == (1, "student.safetensors", False)
+        content = STUDENT.read_bytes()
+        constants = ModelConstants.from_metadata(read_metadata(content, "student"), "student")
+        return Made(source, content, constants, "fp32", {}, {}, b"PNG", ())
 
-    monkeypatch.setattr(triton, "export_model", fake)
+    monkeypatch.setattr(triton, "make_model", fake)
     monkeypatch.chdir(tmp_path)
-    report = export_model("student", target="triton", refine=1)
+    report = export_model(ExportRequest("student", target="triton", refine=1))
     assert report.output == Path("triton")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["triton", "triton.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["triton", "triton.calibration.png", "triton.json"]
     assert (tmp_path / "triton").stat().st_mode & 0o777 == 0o777 & ~0o022
 
 

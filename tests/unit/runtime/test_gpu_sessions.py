@@ -29,7 +29,7 @@ def truth() -> tuple[np.ndarray, np.ndarray]:
 
 
 def student() -> Path:
-    from mal.export.export import find_source
+    from mal.export.source import find_source
 
     return find_source(None)
 
@@ -63,12 +63,13 @@ def test_onnxruntime(truth: tuple[np.ndarray, np.ndarray], provider: str) -> Non
 def test_engines(truth: tuple[np.ndarray, np.ndarray], target: str, tmp_path: Path) -> None:
     from mal.export.engine_options import EngineOptions
     from mal.export.export import export_model
+    from mal.export.request import ExportRequest
     from mal.runtime.machine import gpus
 
     crops, expected = truth
     options = EngineOptions(compute_capabilities=(gpus()[0].compute_capability,) if target == "tensorrt-rtx" else None)
     try:
-        export_model(None, precision="fp16", target=target, output=tmp_path / "m.plan", engine=options)
+        export_model(ExportRequest(precision="fp16", target=target, output=tmp_path / "m.plan", engine=options))
     except MissingPackageError as missing:
         pytest.skip(str(missing))
     with closing(open_session(tmp_path / "m.plan")) as session:

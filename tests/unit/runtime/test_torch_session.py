@@ -53,11 +53,12 @@ def test_refines_like_the_exported_graph(tmp_path: Path, rng: np.random.Generato
     """A checkpoint whose constants ask for refinement gives what its ONNX file gives."""
     pytest.importorskip("onnx")
     from mal.export.export import export_model
+    from mal.export.request import ExportRequest
 
     torch.manual_seed(0)
     constants = ModelConstants(backbone="mobilenetv2_035", size=64, crf_iterations=3, crf_zeta=0.05)
     save_student(tmp_path / "student.safetensors", Student(constants), constants)
-    export_model(str(tmp_path / "student.safetensors"), output=tmp_path / "student.onnx")
+    export_model(ExportRequest(str(tmp_path / "student.safetensors"), output=tmp_path / "student.onnx"))
     crops = rng.uniform(0, 255, (3, 3, 64, 64)).astype(np.float32)
     expected, _ = open_session(tmp_path / "student.onnx", "cpu").run(crops)
     refined, _ = open_session(tmp_path / "student.safetensors", "cpu").run(crops)

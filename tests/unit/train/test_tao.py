@@ -13,6 +13,7 @@ from mal.errors import MalError, UsageError
 from mal.evaluation.metrics import Judged
 from mal.evaluation.spec import evaluate_spec, tao_figures
 from mal.export.export import export_model
+from mal.export.request import ExportRequest
 from mal.network.checkpoint import load_student
 from mal.runtime.label import label_dataset
 from mal.train.run import train_from_spec
@@ -66,7 +67,9 @@ def test_a_spec_trains_exports_labels_and_evaluates_where_tao_does(write_spec: W
     kept = sorted(path.name for path in student.parent.glob("model_epoch_*"))
     assert kept == ["model_epoch_001_step_00002.safetensors", "model_epoch_002_step_00004.safetensors"]
 
-    export_model(str(student), precision="fp32", refine=None, target="onnx", output=tmp_path / "model.onnx")
+    export_model(
+        ExportRequest(str(student), precision="fp32", refine=None, target="onnx", output=tmp_path / "model.onnx")
+    )
     assert (tmp_path / "model.onnx").is_file()
 
     task = label_task(spec)
