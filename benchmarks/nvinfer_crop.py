@@ -6,6 +6,7 @@ One row a kind of crop and of `inside`. "border": the crop of `mal.crops` would 
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -111,16 +112,16 @@ def main() -> None:
     for (kind, inside), values in ious.items():
         values = np.array(values)
         parts = {"all": np.ones_like(at_border), "border": at_border, "others": ~at_border}
+        parts = {name: which for name, which in parts.items() if which.any()}  # a part without objects has no mean
         means = {name: float(values[which].mean()) for name, which in parts.items()}
         losses = {name: float(100 * (values - reference)[which].mean()) for name, which in parts.items()}
         rows.append({"crop": kind, "inside": inside, **{k: round(v, 4) for k, v in means.items()}})
         rows[-1]["points"] = {k: round(v, 2) for k, v in losses.items()}
-        print(
-            f"{kind:32s} {inside:10s} {means['all']:.4f}  {means['border']:.4f}  {means['others']:.4f}   "
-            + "  ".join(f"{name} {loss:+.2f}" for name, loss in losses.items())
-        )
+        columns = "  ".join(f"{means[name]:.4f}" if name in means else "     -" for name in ("all", "border", "others"))
+        print(f"{kind:32s} {inside:10s} {columns}   {'  '.join(f'{k} {loss:+.2f}' for k, loss in losses.items())}")
     if options.json:
-        about = {"objects": len(objects), "border": int(at_border.sum()), "student": constants.name, "rows": rows}
+        sha256 = hashlib.sha256(options.student.read_bytes()).hexdigest()
+        about = {"objects": len(objects), "border": int(at_border.sum()), "student_sha256": sha256, "rows": rows}
         options.json.write_text(json.dumps(about, indent=1) + "\n")
 
 

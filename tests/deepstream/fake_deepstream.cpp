@@ -7,7 +7,7 @@
 
 namespace fake {
 
-long user_metas_out = 0;
+std::atomic<long> user_metas_out{0};
 long user_metas_limit = 1L << 40;
 
 namespace {

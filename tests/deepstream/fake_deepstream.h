@@ -1,6 +1,7 @@
 /* A batch of metadata and an nvinfer without a network, to drive the probes on any machine. */
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <list>
 #include <memory>
@@ -15,7 +16,7 @@
 namespace fake {
 
 // User metadata that is out of its pool; 0 when nothing leaked. A pool of `limit` items can be made to run dry.
-extern long user_metas_out;
+extern std::atomic<long> user_metas_out;
 extern long user_metas_limit;
 
 // One buffer: frames of 1920 x 1080 unless said otherwise. Owns its metadata as the SDK's pools do.

@@ -1,8 +1,9 @@
 /* The element malnvinfer in a real GStreamer pipeline, around a fake nvinfer and a fake nvdspreprocess.
 
-       pipeline CONFIG FRAMES
+       pipeline CONFIG FRAMES [EVENT]
 
-   Each frame has two objects and one object of another detector. Prints what came out at the end of the pipeline, and
+   Each frame has two objects and one object of another detector. EVENT comes before frame 27: deleted, eos or reset,
+   nvstreammux's events of source 0, or flush. Prints what came out at the end of the pipeline, and
    the element's counts. */
 #include <gst/gst.h>
 
@@ -12,10 +13,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "config.h"
 #include "fake_deepstream.h"
+#include "gst-nvevent.h"
 
 extern "C" gboolean gst_plugin_nvdsinfer_mal_register(void);
 
@@ -136,6 +139,18 @@ GstBuffer* make_buffer(int number) {
     return buffer;
 }
 
+void send(GstPad* pad, const char* name) {
+    if (!std::strcmp(name, "flush")) {
+        gst_pad_push_event(pad, gst_event_new_flush_start());
+        gst_pad_push_event(pad, gst_event_new_flush_stop(FALSE));
+    } else {
+        GstStructure* source = gst_structure_new("source", "id", G_TYPE_UINT, 0, nullptr);
+        const std::map<std::string, GstNvEventType> types = {
+            {"deleted", GST_NVEVENT_PAD_DELETED}, {"eos", GST_NVEVENT_STREAM_EOS}, {"reset", GST_NVEVENT_STREAM_RESET}};
+        gst_pad_push_event(pad, gst_event_new_custom(static_cast<GstEventType>(types.at(name)), source));
+    }
+}
+
 long masks_seen = 0, wrong = 0;
 
 GstPadProbeReturn look(GstPad*, GstPadProbeInfo* info, gpointer) {
@@ -175,9 +190,17 @@ NvDsBatchMeta* gst_buffer_get_nvds_batch_meta(GstBuffer* buffer) {
     return batch ? batch->meta() : nullptr;
 }
 
+void gst_nvevent_parse_pad_deleted(GstEvent* event, guint* source_id) {
+    gst_structure_get_uint(gst_event_get_structure(event), "id", source_id);
+}
+void gst_nvevent_parse_stream_eos(GstEvent* event, guint* source_id) { gst_nvevent_parse_pad_deleted(event, source_id); }
+void gst_nvevent_parse_stream_reset(GstEvent* event, guint* source_id) {
+    gst_nvevent_parse_pad_deleted(event, source_id);
+}
+
 int main(int count, char** words) {
     gst_init(&count, &words);
-    if (count != 3) return 2;
+    if (count < 3) return 2;
     if (!std::getenv("WITHOUT_NVINFER")) {
         gst_element_register(nullptr, "nvinfer", GST_RANK_NONE, fake_element_get_type());
         gst_element_register(nullptr, "nvdspreprocess", GST_RANK_NONE, fake_preprocess_get_type());
@@ -210,8 +233,10 @@ int main(int count, char** words) {
     gst_segment_init(&segment, GST_FORMAT_TIME);
     gst_pad_push_event(feed, gst_event_new_segment(&segment));
     GstFlowReturn flow = GST_FLOW_OK;
-    for (int number = 0; number < std::atoi(words[2]) && flow == GST_FLOW_OK; ++number)
+    for (int number = 0; number < std::atoi(words[2]) && flow == GST_FLOW_OK; ++number) {
+        if (number == 27 && count > 3) send(feed, words[3]);
         flow = gst_pad_push(feed, make_buffer(number));
+    }
     guint64 wanted = 0, made = 0, reused = 0, misses = 0, unusable = 0;
     g_object_get(masks, "wanted", &wanted, "masks", &made, "reused", &reused, "misses", &misses, "unusable", &unusable,
                  nullptr);
@@ -224,7 +249,7 @@ int main(int count, char** words) {
     gst_element_set_state(pipeline, GST_STATE_NULL);
     gst_object_unref(pipeline);
     if (!batches.empty() || fake::user_metas_out) {
-        std::printf("%zu buffers and %ld user metas are left\n", batches.size(), fake::user_metas_out);
+        std::printf("%zu buffers and %ld user metas are left\n", batches.size(), fake::user_metas_out.load());
         return 5;
     }
     return 0;

@@ -1,16 +1,21 @@
-/* Both probes over many objects: odd boxes, many sources, lost results, dropped buffers.
+/* Both probes over many objects: odd boxes, many sources that come and go, lost results, dropped buffers.
 
        soak OBJECTS [rois]
 
-   Built with ASan and UBSan, or run under valgrind, it also proves that nothing leaks. Prints the counts. */
+   As in nvinfer one thread brings buffers and another one takes them on. Built with ASan and UBSan, or run under
+   valgrind, it also proves that nothing leaks; with TSan, that the threads do not disturb each other. Prints the
+   counts. */
 #include <cmath>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <random>
+#include <thread>
 
 #include "fake_deepstream.h"
 #include "probe.h"
@@ -47,6 +52,32 @@ float coordinate(std::mt19937& random, float low, float high) {
     }
 }
 
+// nvinfer's queue between its two threads; a null pointer ends it.
+template <typename Item>
+class Queue {
+public:
+    void put(Item item) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return items_.size() < 4; });
+        items_.push_back(std::move(item));
+        changed_.notify_all();
+    }
+
+    Item take() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [&] { return !items_.empty(); });
+        Item item = std::move(items_.front());
+        items_.pop_front();
+        changed_.notify_all();
+        return item;
+    }
+
+private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<Item> items_;
+};
+
 fake::Output output(std::mt19937& random, unsigned kind) {
     fake::Output made{std::vector<float>(kMapSide * kMapSide), kMapSide, kMapSide, 0.5f};
     for (float& value : made.logits) value = static_cast<float>(random() % 2001) / 1000 - 1;
@@ -76,11 +107,9 @@ int main(int count, char** words) {
             std::unique_ptr<fake::Batch> batch;
             std::vector<Expected> expected;
         };
-        std::deque<Waiting> queue;  // nvinfer's own: results come some buffers later
-        const auto finish = [&] {
-            Waiting& first = queue.front();
-            probe.after(first.batch->meta());
-            for (const Expected& each : first.expected) {
+        const auto finish = [&](const Waiting& waiting) {
+            probe.after(waiting.batch->meta());
+            for (const Expected& each : waiting.expected) {
                 CHECK(!std::memcmp(&each.object->rect_params, &each.rect, 4 * sizeof(float)));  // left to height
                 CHECK(!mal::deepstream::find_saved(*each.object, kGie));
                 const NvOSD_MaskParams& mask = each.object->mask_params;
@@ -89,10 +118,17 @@ int main(int count, char** words) {
                 CHECK(mask.width >= 1 && mask.width <= 64 && mask.height >= 1 && mask.height <= 64);
                 for (unsigned i = 0; i < mask.width * mask.height; ++i) CHECK(mask.data[i] >= 0);
             }
-            queue.pop_front();
         };
+        Queue<std::unique_ptr<Waiting>> queue;
+        std::thread output_thread([&] {
+            while (const auto waiting = queue.take()) finish(*waiting);
+        });
         for (int number = 0; objects < wanted; ++number) {
-            Waiting now{std::make_unique<fake::Batch>(), {}};
+            auto waiting = std::make_unique<Waiting>();
+            waiting->batch = std::make_unique<fake::Batch>();
+            Waiting& now = *waiting;
+            if (random() % 40 == 0) probe.forget_tracks(random() % kSources);  // a source goes, another one comes
+            if (random() % 400 == 0) probe.forget_tracks();
             for (unsigned source = 0; source < kSources; ++source) {
                 if (random() % 10 == 0) continue;  // this source has no frame in the batch
                 // A source that starts anew counts from 0 again.
@@ -135,10 +171,12 @@ int main(int count, char** words) {
                 ++dropped;
                 continue;
             }
-            queue.push_back(std::move(now));
-            if (queue.size() > 4) finish();
+            queue.put(std::move(waiting));
+            const MalMaskMetrics now_so_far = probe.metrics();  // as an application does, from a thread of its own
+            CHECK(now_so_far.wanted >= now_so_far.masks + now_so_far.reused);
         }
-        while (!queue.empty()) finish();
+        queue.put(nullptr);
+        output_thread.join();
         const MalMaskMetrics got = probe.metrics();
         const guint64 accounted = got.masks + got.reused + got.misses + got.unusable;
         CHECK(got.wanted >= accounted);

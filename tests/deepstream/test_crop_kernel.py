@@ -46,7 +46,7 @@ def test_a_crop_is_that_of_mal_crops(library, seed, width, height, x, y, w, h, f
 
 
 @pytest.mark.parametrize(("colour", "red", "blue", "full"), [
-    (6, 0.299, 0.114, False), (7, 0.299, 0.114, True), (9, 0.2126, 0.0722, False), (10, 0.2126, 0.0722, True),
+    (6, 0.299, 0.114, False), (7, 0.299, 0.114, True), (33, 0.2126, 0.0722, False), (34, 0.2126, 0.0722, True),
 ])  # fmt: skip
 def test_nv12_is_read_by_its_standard(library, rng, colour, red, blue, full) -> None:
     rgb = rng.uniform(20, 235, (1, 1, 3))

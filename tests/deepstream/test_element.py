@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sdk import CORE, FAKE, HERE, PLUGIN, build_program
+from sdk import CORE, FAKE, HERE, PLUGIN, SANITIZERS, build_program
 
 SOURCES = [*CORE, *(PLUGIN / f"{name}.cpp" for name in ("config", "pads", "element")), FAKE, HERE / "pipeline.cpp"]
 PROPERTY = "[property]\ngie-unique-id=17\noperate-on-gie-id=1\n"
@@ -14,18 +14,17 @@ EXACT = f"{CLIPPED}preprocess-config=preprocess.txt\n"
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    return build_program(tmp_path_factory.mktemp("element") / "pipeline", SOURCES, *flags)
+def program() -> Path:
+    return build_program("pipeline", SOURCES, *SANITIZERS)
 
 
-def _run(program: Path, config: str, tmp_path: Path, frames: int = 50, **environment: str):
+def _run(program: Path, config: str, tmp_path: Path, *words: str, **environment: str):
     path = tmp_path / "config.txt"
     path.write_text(config)
     # What GLib and GStreamer keep for the process is no leak of ours; metadata and buffers are counted by the program.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "GST_REGISTRY_FORK": "no", **environment}
     return subprocess.run(
-        [str(program), str(path), str(frames)], capture_output=True, text=True, check=False, env=environment
+        [str(program), str(path), "50", *words], capture_output=True, text=True, check=False, env=environment
     )
 
 
@@ -40,6 +39,13 @@ def test_masks_of_every_object_of_the_detector(program, tmp_path, config, masks,
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
 
 
+@pytest.mark.parametrize("event", ["deleted", "eos", "reset", "flush"])
+def test_a_stream_that_begins_anew_reuses_no_mask(program, tmp_path, event) -> None:
+    done = _run(program, PROPERTY + EXACT + "every=5\n", tmp_path, event)
+    # Two objects, asked for at frames 0, 5 … 25 and, after the event, 27, 32 … 47.
+    assert "masks 22 reused 78 misses 0" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -47,7 +53,7 @@ def test_masks_of_every_object_of_the_detector(program, tmp_path, config, masks,
         (CLIPPED, "needs a gie-unique-id"),
         (PROPERTY + "[mal]\nevery=2\n", "needs expansion"),
         (PROPERTY + CLIPPED + "evry=2\n", "no key evry"),
-        (PROPERTY + CLIPPED + "every=0\n", "expected 1"),
+        (PROPERTY + CLIPPED + "every=0\n", "[mal] every is 0; expected 1 to 10000"),
         (PROPERTY + CLIPPED + "every=1.5\n", "whole number"),
         (PROPERTY + CLIPPED + "longest-side=much\n", "longest-side"),
         ("no config", "config.txt"),

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sdk import CORE, FAKE, HERE, build_program
+from sdk import CORE, FAKE, HERE, SANITIZERS, build_program
 
 OBJECTS = int(os.environ.get("MAL_SOAK_OBJECTS", "3000"))
 SOURCES = [*CORE, FAKE, HERE / "soak.cpp"]
@@ -21,9 +21,8 @@ def _run(*command: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    return build_program(tmp_path_factory.mktemp("soak") / "soak", SOURCES, *flags)
+def sanitized() -> Path:
+    return build_program("soak", SOURCES, *SANITIZERS)
 
 
 @pytest.mark.parametrize("results", ["objects", "rois"])
@@ -42,9 +41,16 @@ def test_nothing_leaks_and_every_object_is_accounted_for(sanitized: Path, result
 
 
 @pytest.mark.slow
-def test_valgrind_finds_nothing(tmp_path: Path) -> None:
+def test_the_two_threads_do_not_race() -> None:
+    program = build_program("soak", SOURCES, "-fsanitize=thread")
+    counts = _run(str(program), str(OBJECTS))
+    assert counts["masks"] > 0
+
+
+@pytest.mark.slow
+def test_valgrind_finds_nothing() -> None:
     if not shutil.which("valgrind"):
         pytest.skip("needs valgrind: apt install valgrind")
-    program = build_program(tmp_path / "soak", SOURCES)
+    program = build_program("soak", SOURCES)
     counts = _run("valgrind", "-q", "--error-exitcode=9", "--leak-check=full", str(program), str(OBJECTS // 10))
     assert counts["masks"] > 0

@@ -14,7 +14,7 @@ typedef enum {
     NVDS_USER_META = 7,
     NVDSINFER_TENSOR_OUTPUT_META = 12,
     NVDS_PREPROCESS_BATCH_META = 28,
-    NVDS_START_USER_META = 8192,
+    NVDS_START_USER_META = 8193,
 } NvDsMetaType;
 
 typedef gpointer (*NvDsMetaCopyFunc)(gpointer data, gpointer user_data);

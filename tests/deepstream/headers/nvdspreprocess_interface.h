@@ -1,7 +1,7 @@
 #pragma once
 #include <string>
 #include <unordered_map>
-#include <vector>
+// No <vector>, as in the SDK.
 
 #include "gstnvdsmeta.h"
 // after gst/gst.h
@@ -12,6 +12,7 @@ typedef struct CustomCtx CustomCtx;
 typedef enum {
     NVDSPREPROCESS_SUCCESS = 0,
     NVDSPREPROCESS_CUSTOM_TENSOR_FAILED = 4,
+    NVDSPREPROCESS_CUDA_ERROR = 7,
     NVDSPREPROCESS_RESOURCE_ERROR = 9,
 } NvDsPreProcessStatus;
 

@@ -1,5 +1,6 @@
 """`mal export --target deepstream`: the folder, and the checker that reads its configs as nvinfer does."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -139,6 +140,28 @@ PLANTED = [
     ("net-scale-factor=1", "net-scale-factor=1_0", "a number"),
     ("net-scale-factor=1", "net-scale-factor=nan", "a number"),
     ("onnx-file=model.onnx", "onnx-file=mode1.onnx", "neither onnx-file nor model-engine-file is there"),
+    ("onnx-file=model.onnx", "onnx-file=../model.onnx", "neither onnx-file nor model-engine-file is there"),
+    ("onnx-file=model.onnx", "onnx-file=model.onnx # ours", "neither onnx-file nor model-engine-file is there"),
+    ("onnx-file=model.onnx", "onnx-file=model.onnx\ntlt-encoded-model=x.etlt", "name two models"),
+    ("process-mode=2", "", "needs process-mode=2"),
+    ("batch-size=32", "batch-size=32 # crops", "a whole number"),
+    ("network-input-order=0", "network-input-order=1", "needs network-input-order=0"),
+    ("infer-dims=3;32;32", "infer-dims=32;32;3", "takes 3;32;32"),
+    ("infer-dims=3;32;32", "", "infer-dims is missing"),
+    ("operate-on-gie-id=1", "operate-on-gie-id=1\noperate-on-class-ids=0;-1", "crashes"),
+    ("strongly-typed=1", "network-mode=2", "strongly-typed=1"),
+    ("strongly-typed=1", "strongly-typed=1\nforce-implicit-batch-dim=1", "force-implicit-batch-dim=0"),
+    ("output-tensor-meta=1", "output-tensor-meta=1\noutput-blob-names=masks;score", "logits and score"),
+    ("output-tensor-meta=1", "output-tensor-meta=1\noutput-io-formats=logits:fp16:chw", "float32 outputs"),
+    ("output-tensor-meta=1", "output-tensor-meta=1\noverwrite-input-tensor=1", "overwrite-input-tensor=0"),
+    ("net-scale-factor=1", "net-scale-factor=1\nmean-file=mean.ppm", "the graph normalises"),
+    ("custom-lib-path=nvdsinfer_custom_impl_mal/", "custom-lib-path=", "neither this library nor its sources"),
+    (
+        "custom-lib-path=nvdsinfer_custom_impl_mal/libnvdsinfer_mal.so",
+        "custom-lib-path=nvdsinfer_custom_impl_mal/libmal_crf_tensorrt.so",
+        "is in libnvdsinfer_mal.so",
+    ),
+    ("gpu-id=0", "gpu-id=1", "gpu-id must be nvinfer's, 1"),
 ]
 PLANTED_PREPROCESS = [
     ("target-unique-ids=17", "target-unique-ids=3", "target-unique-ids"),
@@ -152,6 +175,19 @@ PLANTED_PREPROCESS = [
     ("enable=1", "enable=0", "enable must be 1"),
     ("custom-input-transformation-function=MalTransformation", "", "must be MalTransformation"),
     ("custom-lib-path=nvdsinfer_custom_impl_mal/libnvdsinfer_mal.so", "", "custom-lib-path must be nvinfer's"),
+    ("scaling-pool-memory-type=0", "", "needs scaling-pool-memory-type"),
+    ("processing-width=32", "", "needs processing-width"),
+    ("src-ids=-1", "", "needs src-ids"),
+    ("src-ids=-1", "src-ids=0;1", "src-ids must be -1"),
+    ("process-on-all-objects=1", "process-on-all-objects=0", "process-on-all-objects must be 1"),
+    ("draw-roi=0", "", "draw-roi must be 0"),
+    ("src-ids=-1", "src-ids=-1\ninterval=2", "interval must be 0"),
+    ("src-ids=-1", "src-ids=-1\noperate-on-class-ids=2", "operate-on-class-ids of [group-0] must be nvinfer's"),
+    ("network-input-order=0", "network-input-order=1", "NCHW"),
+    ("network-color-format=0", "network-color-format=1", "RGB"),
+    ("maintain-aspect-ratio=0", "maintain-aspect-ratio=1", "maintain-aspect-ratio must be 0"),
+    ("unique-id=18", "unique-id=17", "unique-id must differ"),
+    ("[group-0]", "[group-1]\nsrc-ids=0\nprocess-on-all-objects=1\n[group-0]", "only [group-0]"),
 ]
 
 
@@ -178,6 +214,37 @@ def test_without_nvdspreprocess_the_config_passes_too(folder: Path) -> None:
     (folder / CONFIG).write_text(text.replace("scaling-filter=1", "scaling-filter=6"))
     with pytest.raises(InputError, match="bilinear"):
         check_config(folder / CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, None),
+        ({"profile": "1:16:16"}, "takes 1 to 16 crops a call, nvinfer sends 1 to 32"),
+        ({"profile": "8:16:32"}, "takes 8 to 32 crops"),
+        ({"tensorrt": "tensorrt_rtx 1.7"}, "was built by tensorrt_rtx 1.7"),
+    ],
+)
+def test_an_engine_of_ours_is_held_against_its_manifest(folder: Path, facts: dict, words: str | None) -> None:
+    (folder / "model.plan").write_bytes(b"ftrt")
+    engine = {
+        "onnx": "model.onnx", "onnx_sha256": "", "tensorrt": "tensorrt 10.16", "profile": "1:32:32",
+        "compute_capabilities": [90],
+    }  # fmt: skip
+    manifest = {"sha256": "", "precision": "fp32", "constants": {}, "engine": engine | facts}
+    (folder / "model.plan.json").write_text(json.dumps(manifest))
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(re.sub(r"(?m)^model-engine-file=.*$", "model-engine-file=model.plan", text))
+    assert [problem for problem in find_problems(folder / CONFIG) if not words or words not in problem] == []
+    assert len(list(find_problems(folder / CONFIG))) == (words is not None)
+
+
+def test_an_engine_alone_passes_and_a_named_model_must_be_there(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder / "model.onnx_b32_gpu0_fp32.engine")
+    assert list(find_problems(folder / CONFIG)) == [f"onnx-file=model.onnx: there is no such file beside {CONFIG}"]
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("onnx-file=model.onnx\n", ""))
+    check_config(folder / CONFIG)
 
 
 def test_a_detector_of_somebody_else_passes(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ public:
         const double value = g_key_file_get_double(file_.get(), group, key, &error);
         if (error) fail(error);
         if (!(value >= least && value <= most))
-            fail("[" + std::string(group) + "] " + key + " is " + std::to_string(value) + "; expected " +
-                 std::to_string(least) + " to " + std::to_string(most));
+            fail("[" + std::string(group) + "] " + key + " is " + shortest(value) + "; expected " + shortest(least) +
+                 " to " + shortest(most));
         return value;
     }
 
@@ -68,6 +68,11 @@ public:
     [[noreturn]] void fail(const std::string& what) const { throw std::runtime_error(path_ + ": " + what); }
 
 private:
+    static std::string shortest(double value) {
+        char text[G_ASCII_DTOSTR_BUF_SIZE];
+        return g_ascii_formatd(text, sizeof text, "%.10g", value);
+    }
+
     [[noreturn]] void fail(GError* error) const {
         const std::string what = error->message;
         g_error_free(error);

@@ -66,10 +66,13 @@ void aim(GstElement* bin, const char* name, GstElement* element) {
 }
 
 void build(MalNvInfer* self) {
-    if (!self->config) throw std::runtime_error("set config-file-path");
-    const auto config = mal::deepstream::read_config(self->config);
+    GST_OBJECT_LOCK(self);
+    const std::string path = self->config ? self->config : "";
+    GST_OBJECT_UNLOCK(self);
+    if (path.empty()) throw std::runtime_error("set config-file-path");
+    const auto config = mal::deepstream::read_config(path);
     GstBin* bin = GST_BIN(self);
-    GstElement* nvinfer = make(bin, "nvinfer", "config-file-path", self->config);
+    GstElement* nvinfer = make(bin, "nvinfer", "config-file-path", path);
     GstElement* first = nvinfer;
     if (!config.preprocess.empty()) {
         first = make(bin, "nvdspreprocess", "config-file", config.preprocess);
@@ -83,7 +86,9 @@ void build(MalNvInfer* self) {
     }
     aim(GST_ELEMENT(self), "sink", first);
     aim(GST_ELEMENT(self), "src", nvinfer);
+    GST_OBJECT_LOCK(self);
     self->nvinfer = nvinfer;
+    GST_OBJECT_UNLOCK(self);
 }
 
 GstStateChangeReturn change_state(GstElement* element, GstStateChange change) {
@@ -103,22 +108,25 @@ GstStateChangeReturn change_state(GstElement* element, GstStateChange change) {
 
 void set_property(GObject* object, guint, const GValue* value, GParamSpec*) {
     MalNvInfer* self = self_of(object);
-    if (self->nvinfer) {
-        GST_WARNING_OBJECT(self, "config-file-path is read once, when the element goes to READY");
-        return;
+    GST_OBJECT_LOCK(self);
+    const bool late = self->nvinfer;
+    if (!late) {
+        g_free(self->config);
+        self->config = g_value_dup_string(value);
     }
-    g_free(self->config);
-    self->config = g_value_dup_string(value);
+    GST_OBJECT_UNLOCK(self);
+    if (late) GST_WARNING_OBJECT(self, "config-file-path is read once, when the element goes to READY");
 }
 
 void get_property(GObject* object, guint id, GValue* value, GParamSpec*) {
     MalNvInfer* self = self_of(object);
-    if (id == kConfig) {
-        g_value_set_string(value, self->config);
-        return;
-    }
+    GST_OBJECT_LOCK(self);
+    if (id == kConfig) g_value_set_string(value, self->config);
+    GstElement* nvinfer = self->nvinfer;
+    GST_OBJECT_UNLOCK(self);
+    if (id == kConfig) return;
     MalMaskMetrics metrics{};
-    if (self->nvinfer) mal_masks_metrics(self->nvinfer, &metrics);
+    if (nvinfer) mal_masks_metrics(nvinfer, &metrics);
     const guint64 counts[] = {metrics.wanted, metrics.masks, metrics.reused, metrics.misses, metrics.unusable};
     g_value_set_uint64(value, counts[id - kWanted]);
 }

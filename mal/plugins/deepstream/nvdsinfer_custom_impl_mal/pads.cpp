@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "config.h"
+#include "gst-nvevent.h"
 #include "gstnvdsmeta.h"
 #include "mal_masks.h"
 #include "probe.h"
@@ -38,13 +39,43 @@ GstPadProbeReturn after(GstPad*, GstPadProbeInfo* info, gpointer data) {
     return GST_PAD_PROBE_OK;
 }
 
+// nvstreammux tells in its own events what becomes of the streams in its batches.
+GstPadProbeReturn on_event(GstPad*, GstPadProbeInfo* info, gpointer data) {
+    MaskProbe& probe = **static_cast<Shared*>(data);
+    GstEvent* event = GST_PAD_PROBE_INFO_EVENT(info);
+    guint source = 0;
+    switch (static_cast<int>(GST_EVENT_TYPE(event))) {
+        case GST_NVEVENT_PAD_DELETED:
+            gst_nvevent_parse_pad_deleted(event, &source);
+            probe.forget_tracks(source);
+            break;
+        case GST_NVEVENT_STREAM_EOS:
+            gst_nvevent_parse_stream_eos(event, &source);
+            probe.forget_tracks(source);
+            break;
+        case GST_NVEVENT_STREAM_RESET:
+            gst_nvevent_parse_stream_reset(event, &source);
+            probe.forget_tracks(source);
+            break;
+        case GST_EVENT_EOS:
+        case GST_EVENT_FLUSH_STOP:
+            probe.forget_tracks();
+    }
+    return GST_PAD_PROBE_OK;
+}
+
 void drop(gpointer data) { delete static_cast<Shared*>(data); }
 
-void add(GstElement* element, const char* pad_name, GstPadProbeCallback callback, const Shared& probe) {
-    GstPad* pad = gst_element_get_static_pad(element, pad_name);
-    if (!pad) throw std::runtime_error(std::string("the element has no pad ") + pad_name);
-    gst_pad_add_probe(pad, GST_PAD_PROBE_TYPE_BUFFER, callback, new Shared(probe), drop);
-    gst_object_unref(pad);
+using Pad = std::unique_ptr<GstPad, void (*)(gpointer)>;
+
+Pad find_pad(GstElement* element, const char* name) {
+    Pad pad(gst_element_get_static_pad(element, name), gst_object_unref);
+    if (!pad) throw std::runtime_error(std::string("the element has no pad ") + name);
+    return pad;
+}
+
+void add(const Pad& pad, int kinds, GstPadProbeCallback callback, const Shared& probe) {
+    gst_pad_add_probe(pad.get(), static_cast<GstPadProbeType>(kinds), callback, new Shared(probe), drop);
 }
 
 std::string config_path(GstElement* nvinfer) {
@@ -69,8 +100,10 @@ gboolean mal_masks_attach(GstElement* first, GstElement* nvinfer, GError** error
                                          : "the config names a preprocess-config: the first element must be the "
                                            "nvdspreprocess before nvinfer");
         const auto probe = std::make_shared<MaskProbe>(config.settings);
-        add(first, "sink", before, probe);
-        add(nvinfer, "src", after, probe);
+        const Pad sink = find_pad(first, "sink"), src = find_pad(nvinfer, "src");
+        add(sink, GST_PAD_PROBE_TYPE_BUFFER, before, probe);
+        add(sink, GST_PAD_PROBE_TYPE_EVENT_DOWNSTREAM | GST_PAD_PROBE_TYPE_EVENT_FLUSH, on_event, probe);
+        add(src, GST_PAD_PROBE_TYPE_BUFFER, after, probe);
         g_object_set_data_full(G_OBJECT(nvinfer), kKey, new Shared(probe), drop);
         return TRUE;
     } catch (const std::exception& problem) {

@@ -3,12 +3,27 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <limits>
+#include <optional>
 
 #include "gstnvdsinfer.h"
 #include "nvdspreprocess_meta.h"
 #include "outlines.h"
 
 namespace mal::deepstream {
+
+struct Made {
+    Mask mask;
+    float score;
+};
+
+// Guarded by the mutex of its probe.
+struct Track {
+    std::optional<int> asked;  // number of the frame whose crop went to nvinfer last; none: its result was lost
+    std::uint64_t used = 0;    // batch that asked for a mask last
+    std::shared_ptr<const Made> made;
+};
+
 namespace {
 
 // A track that asked for no mask in so many batches more than `every` is forgotten; nvinfer holds fewer in its queues.
@@ -147,6 +162,7 @@ const float* find_layer(const NvDsInferTensorMeta& result, const char* name, NvD
     for (unsigned i = 0; i < result.num_output_layers; ++i) {
         const NvDsInferLayerInfo& layer = result.output_layers_info[i];
         if (!layer.layerName || std::strcmp(layer.layerName, name) || layer.dataType != FLOAT) continue;
+        if (!result.out_buf_ptrs_host) return nullptr;  // disable-output-host-copy
         *dims = layer.inferDims;
         return static_cast<const float*>(result.out_buf_ptrs_host[i]);
     }
@@ -187,10 +203,6 @@ bool MaskProbe::wants(const NvDsObjectMeta& object) const {
            (classes.empty() || std::find(classes.begin(), classes.end(), object.class_id) != classes.end());
 }
 
-bool MaskProbe::is_tracked(const NvDsObjectMeta& object) const {
-    return settings_.every > 1 && object.object_id != UNTRACKED_OBJECT_ID;
-}
-
 void MaskProbe::before(NvDsBatchMeta* batch, const NvBufSurface& surface) {
     const MetaLock meta_lock(batch);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -224,7 +236,7 @@ void MaskProbe::before(NvDsBatchMeta* batch, const NvBufSurface& surface) {
 
 Saved MaskProbe::plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface) {
     const NvOSD_RectParams& rect = object.rect_params;
-    Saved saved{Saved::Plan::nothing, settings_.gie_id, rect.left, rect.top, rect.width, rect.height, {}, {}};
+    Saved saved{Saved::Plan::nothing, settings_.gie_id, rect.left, rect.top, rect.width, rect.height, {}, {}, {}};
     if (frame.batch_id >= surface.numFilled) return saved;
     const NvBufSurfaceParams& pixels = surface.surfaceList[frame.batch_id];
     saved.visible = visible_part(rect.left, rect.top, rect.width, rect.height, pixels.width, pixels.height);
@@ -233,23 +245,36 @@ Saved MaskProbe::plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, 
                      ? crop_in_frame(saved.visible, settings_.expansion, pixels.width, pixels.height)
                      : grown(saved.visible, settings_.expansion);
     saved.plan = Saved::Plan::infer;
-    if (is_tracked(object)) {
-        const Key key{frame.source_id, object.object_id};
-        auto [track, fresh] = tracks_.try_emplace(key, Track{frame.frame_num, batches_, nullptr});
-        track->second.used = batches_;
-        // Frame numbers that go backwards: the source has started anew, and ids may mean other objects.
-        const auto age = static_cast<std::int64_t>(frame.frame_num) - track->second.sent;
-        if (!fresh && age >= 0 && age < settings_.every) saved.plan = Saved::Plan::reuse;
-        else track->second.sent = frame.frame_num;
+    if (settings_.every > 1 && object.object_id != UNTRACKED_OBJECT_ID) {
+        std::shared_ptr<Track>& track = tracks_[{frame.pad_index, object.object_id}];
+        // Frame numbers that go backwards: the stream has begun anew, and ids may mean other objects.
+        if (!track || (track->asked && frame.frame_num < *track->asked)) track = std::make_shared<Track>();
+        track->used = batches_;
+        if (track->asked && std::int64_t{frame.frame_num} - *track->asked < settings_.every)
+            saved.plan = Saved::Plan::reuse;
+        else
+            track->asked = frame.frame_num;
+        saved.track = track;
     }
     return saved;
+}
+
+void MaskProbe::forget_tracks(unsigned pad_index) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tracks_.erase(tracks_.lower_bound({pad_index, 0}),
+                  tracks_.upper_bound({pad_index, std::numeric_limits<std::uint64_t>::max()}));
+}
+
+void MaskProbe::forget_tracks() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tracks_.clear();
 }
 
 void MaskProbe::forget_old_tracks() {
     if (batches_ % settings_.every) return;
     const std::uint64_t most = settings_.every + kBatchesInFlight;
     for (auto track = tracks_.begin(); track != tracks_.end();)
-        track = batches_ - track->second.used > most ? tracks_.erase(track) : std::next(track);
+        track = batches_ - track->second->used > most ? tracks_.erase(track) : std::next(track);
 }
 
 void MaskProbe::after(NvDsBatchMeta* batch) {
@@ -267,14 +292,13 @@ void MaskProbe::after(NvDsBatchMeta* batch) {
             object->rect_params.top = saved.top;
             object->rect_params.width = saved.width;
             object->rect_params.height = saved.height;
-            finish(batch, *frame, object, saved, on_rois);
+            finish(batch, object, saved, on_rois);
         }
     }
 }
 
-void MaskProbe::finish(NvDsBatchMeta* batch, const NvDsFrameMeta& frame, NvDsObjectMeta* object, const Saved& saved,
+void MaskProbe::finish(NvDsBatchMeta* batch, NvDsObjectMeta* object, const Saved& saved,
                        const std::map<const NvDsObjectMeta*, const NvDsUserMeta*>& on_rois) {
-    const Key key{frame.source_id, object->object_id};
     std::shared_ptr<const Made> made;
     if (saved.plan == Saved::Plan::infer) {
         const NvDsUserMeta* meta = find_result(object->obj_user_meta_list, settings_.gie_id);
@@ -298,16 +322,15 @@ void MaskProbe::finish(NvDsBatchMeta* batch, const NvDsFrameMeta& frame, NvDsObj
         const std::lock_guard<std::mutex> lock(mutex_);
         if (saved.plan == Saved::Plan::nothing) {
             ++metrics_.unusable;
-        } else if (const auto track = is_tracked(*object) ? tracks_.find(key) : tracks_.end();
-                   saved.plan == Saved::Plan::infer) {
-            ++(made ? metrics_.masks : metrics_.misses);
-            if (track != tracks_.end()) {
-                if (made) track->second.made = made;
-                else tracks_.erase(track);  // asks again with its next frame
-            }
-        } else {
-            if (track != tracks_.end()) made = track->second.made;
+        } else if (saved.plan == Saved::Plan::reuse) {
+            made = saved.track->made;
             ++(made ? metrics_.reused : metrics_.misses);
+        } else {
+            ++(made ? metrics_.masks : metrics_.misses);
+            if (saved.track) {
+                saved.track->made = made;
+                if (!made) saved.track->asked.reset();  // asks again with its next frame
+            }
         }
     }
     if (!made) return;  // mask_params stay as they came

@@ -37,12 +37,15 @@ struct Settings {
     bool polygons = false;           // attach MalMaskMeta
 };
 
+struct Track;  // the last mask of a tracked object
+
 // What before() leaves on an object for nvdspreprocess and for after().
 struct Saved {
     enum class Plan { infer, reuse, nothing } plan;
     unsigned gie_id;
     float left, top, width, height;  // rect_params as they came
     Box visible, crop;
+    std::shared_ptr<Track> track;  // where its mask is kept, or comes from; nullptr: nowhere
 };
 
 // Of this object, by our nvinfer's id; nullptr where before() left none.
@@ -57,30 +60,25 @@ public:
     // Call on nvinfer's src pad. One thread may call before() while another calls after().
     void after(NvDsBatchMeta* batch);
 
+    // Call where a stream ends, begins anew or goes away, between the buffers before and after that: its tracker ids
+    // may mean other objects from now on. Buffers under way still get their masks.
+    void forget_tracks(unsigned pad_index);
+    void forget_tracks();
+
     MalMaskMetrics metrics() const;
 
 private:
-    struct Made {
-        Mask mask;
-        float score;
-    };
-    struct Track {
-        int sent;              // number of the frame whose crop went to nvinfer
-        std::uint64_t used;    // batch that asked for it last
-        std::shared_ptr<const Made> made;
-    };
-    using Key = std::pair<unsigned, std::uint64_t>;  // source, tracker id
+    using Key = std::pair<unsigned, std::uint64_t>;  // the frame's pad_index, tracker id
 
     bool wants(const NvDsObjectMeta& object) const;
-    bool is_tracked(const NvDsObjectMeta& object) const;
     Saved plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface);
-    void finish(NvDsBatchMeta* batch, const NvDsFrameMeta& frame, NvDsObjectMeta* object, const Saved& saved,
+    void finish(NvDsBatchMeta* batch, NvDsObjectMeta* object, const Saved& saved,
                 const std::map<const NvDsObjectMeta*, const NvDsUserMeta*>& on_rois);
     void forget_old_tracks();
 
     const Settings settings_;
     mutable std::mutex mutex_;  // of what follows
-    std::map<Key, Track> tracks_;
+    std::map<Key, std::shared_ptr<Track>> tracks_;
     std::uint64_t batches_ = 0;
     MalMaskMetrics metrics_{};
 };
