@@ -59,13 +59,17 @@ def layered_model(refine: int = 0) -> ModelProto:
         "depthwise": rng.standard_normal((8, 1, 3, 3)) / 3,
         "depthwise_bias": rng.standard_normal(8) / 4,
         "linear": rng.standard_normal((8, 8)) / 3,
-        "last": rng.standard_normal((1, 8, 1, 1)),
+        "last": 4 * rng.standard_normal((1, 8, 1, 1)),
+        "last_bias": np.full(1, 4.0),
         "ones": np.ones(8),
         "low": np.array(0.0),
         "high": np.array(6.0),
         "mean": np.full((1, 3, 1, 1), 128.0),
         "std": np.full((1, 3, 1, 1), 60.0),
     }
+    # A channel that training has all but switched off: the scale of its weights is near zero, its bias is not.
+    values["first"][0] *= 1e-5
+    values["first_bias"][0] = 3
     tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
     shapes = {"flat": [0, 8, 64], "square": [0, 8, 8, 8], "axes": [1, 2, 3]}
     tensors += [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in shapes.items()]
@@ -88,7 +92,7 @@ def layered_model(refine: int = 0) -> ModelProto:
         make("MatMul", ["j", "h"], ["k"], "attended"),
         make("Transpose", ["k"], ["l"], "back", perm=[0, 2, 1]),
         make("Reshape", ["l", "square"], ["m"], "square_up"),
-        make("Conv", ["m", "last"], ["logits"], "value"),
+        make("Conv", ["m", "last", "last_bias"], ["logits"], "value"),
         make("Sigmoid", ["logits"], ["p"], "probability"),
         make("ReduceMean", ["p", "axes"], ["score"], "score_node", keepdims=0),
     ]

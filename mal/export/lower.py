@@ -3,7 +3,6 @@
 network ─► Q/DQ (int8) ─► refinement ─► float16 (fp16, and int8 for TensorRT) ─► gate ─► written, or not
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from mal.export.parity import Parity, answers, onnx_model
 from mal.export.precision import to_fp16
 from mal.export.precision_gate import PrecisionParity, compare_precision, mask_iou
 from mal.export.refinement import refine_graph
-from mal.runtime.onnx_file import MADE_FOR
 
 if TYPE_CHECKING:
     from mal.calibration.search import Calibration
@@ -126,7 +124,6 @@ def _within_budget(
             refine_graph(model, constants, "the quantised network")
         if for_tensorrt:
             model = to_fp16(model)
-            model.metadata_props.add(key=MADE_FOR, value=json.dumps("tensorrt"))
         parity = compare_precision(
             onnx_model(model, optimised=not for_tensorrt), truth, gate, constants.expansion, "int8"
         )

@@ -163,14 +163,14 @@ def compare_refined(
 def onnx_model(model: ModelProto, *, optimised: bool = True) -> Model:
     """A graph on ONNX Runtime's CPU, as the gate calls it.
 
-    `optimised=False` computes the file's nodes one by one. A file with Q/DQ for TensorRT needs it: the optimiser would
-    round elsewhere than the file says.
+    `optimised=False` computes the file's nodes one by one: half precision needs it, because the optimiser leaves out
+    the rounding between two nodes that the CPU computes in float32.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # models take turns here; idle ones sleep
+    from mal.runtime.onnx_session import session_options
+
+    options = session_options()
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -18,9 +18,6 @@ _TREE = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
-MADE_FOR = "mal.made_for"
-"""Metadata of a model that is right only where it was made for: "tensorrt" is the INT8 form that engines are built from
-(docs/precision.md, limits)."""
 
 _GRAPH, _METADATA, _EXTERNAL_DATA, _DATA_LOCATION = 7, 14, 13, 14
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mal.config import ModelConstants
 from mal.errors import DeviceError, MalError, MissingPackageError, ModelFileError
 from mal.runtime.machine import gpu_count
-from mal.runtime.onnx_file import MADE_FOR, read_metadata
+from mal.runtime.onnx_file import read_metadata
 from mal.runtime.session import CPU_BATCH, GPU_BATCH, Wish, check_crops, check_device, read_model
 
 try:
@@ -22,10 +22,22 @@ except ImportError as _error:
 
 from mal.runtime.onnx_providers import Binding, open_on_gpu
 
-ENGINES = ("tensorrt", "tensorrt-rtx")
-DEVICES = ("cuda", *ENGINES)
+DEVICES = ("cuda", "tensorrt", "tensorrt-rtx")
 GPU_LANES = 2  # batches in flight: one is copied while the other is computed
 _FATAL = 4  # log severity: what goes wrong comes as an exception, not as lines on stderr
+
+
+def session_options() -> Any:
+    """`onnxruntime.SessionOptions` with which a model of ours gives what its file says, and idle threads sleep."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    # Spinning threads take cores from the host stages: 5.5 instead of 9.5 processor ms a crop without (MobileNetV2 at
+    # 192 x 192, 2 busy cores).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # It gives biases a scale that is the product of two others, in the type that these have: in float16, INT8 for
+    # TensorRT, that is nearly zero, and biases with it (docs/log.md; ONNX Runtime 1.31).
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+    return options
 
 
 class OnnxSession:
@@ -34,16 +46,10 @@ class OnnxSession:
     def __init__(self, path: Path, device: str | None, threads: int) -> None:
         wish = check_device(device, DEVICES)
         content, self.model_id = read_model(path)
-        metadata = read_metadata(content, path.name)
-        self.constants = ModelConstants.from_metadata(metadata, path.name)
+        self.constants = ModelConstants.from_metadata(read_metadata(content, path.name), path.name)
         self.threads = threads
         self._path = path
         self._runtime, self._wish = self._open(content, device, wish)
-        if MADE_FOR in metadata and not (self._wish and self._wish.kind in ENGINES):
-            raise ModelFileError(
-                f"{path.name} is INT8 for TensorRT, and ONNX Runtime itself would make other masks of it: use the "
-                "engine beside it, or export it for here with `mal export --int8 --calibrate … --target onnx`"
-            )
         self._check_contract()
         provider = self._runtime.get_providers()[0].removesuffix("ExecutionProvider")
         self.backend = f"onnxruntime {onnxruntime.__version__} {provider}"
@@ -87,12 +93,8 @@ class OnnxSession:
         return self._load(content, wish), wish
 
     def _load(self, content: bytes, wish: Wish | None) -> Any:
-        options = onnxruntime.SessionOptions()
+        options = session_options()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = _FATAL
-        # Idle threads of the session sleep instead of spinning, for the host stages need these cores: 5.5 instead of
-        # 9.5 processor ms a crop (MobileNetV2 at 192 x 192, 2 busy cores).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             if wish:
                 return open_on_gpu(content, options, wish, self.constants.size, GPU_BATCH)

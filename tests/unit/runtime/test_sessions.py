@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from mal.errors import DeviceError, MissingPackageError, ModelFileError, ShapeError, UsageError
-from mal.runtime.onnx_file import MADE_FOR, read_metadata
+from mal.runtime.onnx_file import read_metadata
 from mal.runtime.session import open_session, resolve_model
 
 MakeModel = Callable[..., Path]
@@ -70,14 +70,6 @@ def test_every_flipped_byte_is_refused_or_harmless(model: Path, rng: np.random.G
 def test_models_of_others_are_refused(make_model: MakeModel, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         open_session(make_model(**changes), "cpu")
-
-
-def test_a_model_made_for_tensorrt_is_refused_elsewhere(model: Path) -> None:
-    loaded = onnx.load(model)
-    loaded.metadata_props.add(key=MADE_FOR, value='"tensorrt"')
-    onnx.save(loaded, model)
-    with pytest.raises(ModelFileError, match="is INT8 for TensorRT"):
-        open_session(model, "cpu")
 
 
 @pytest.mark.parametrize("content", [b"hello, world, this is no model", b"\x89PNG\r\n\x1a\n" + bytes(50), b"{}"])
