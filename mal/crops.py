@@ -64,6 +64,11 @@ def cut_crops(image: Pixels, rects: NDArray[np.float64], size: int, fill: Fill) 
     return crops
 
 
+def cut_into(image: Pixels, rects: NDArray[np.float64], fill: Fill, out: NDArray[np.float32]) -> None:
+    """Cut (N, 4) rectangles of one image as the network takes them: `to_input` of `cut_crops`, into (N, 3, S, S)."""
+    to_input(cut_crops(image, rects, out.shape[-1], fill), out)
+
+
 def to_input(crops: Pixels, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Crops as the network takes them.
 

@@ -13,14 +13,13 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
-from mal.boxes import as_boxes, usable
+from mal.boxes import Boxes, as_boxes, usable
 from mal.config import ModelConstants
-from mal.crops import to_input
 from mal.errors import MalError, ShapeError
 from mal.images import Picture
 from mal.plugins.pixels import pixels
 from mal.runtime.labeler import NO_AREA
-from mal.runtime.objects import Piece, SharedImage, judge, prepare
+from mal.runtime.objects import Piece, SharedImage, cut_boxes, judge, prepare
 from mal.runtime.stages import Stages
 
 Answer = tuple[list[bytes], list[float], list[bytes]]  # run lengths, scores, flags: one a box
@@ -61,9 +60,11 @@ class TritonPythonModel:
             raise ShapeError("a box is not finite; expected x0, y0, x1, y1 in pixels")
         reasons: list[str | None] = [None if good else NO_AREA for good in usable(boxes)]
         picture = Picture(image, image.shape[1], image.shape[0])
-        piece = prepare(Piece((0, 0), SharedImage(lambda: picture), boxes, reasons, 0), self._constants, Stages())
-        starts = range(0, len(piece.crops), self._batch)
-        parts = await asyncio.gather(*(self._run(piece.crops[start : start + self._batch]) for start in starts))
+        piece = prepare(Piece((0, 0), SharedImage(lambda: picture), boxes, reasons, 0), Stages())
+        starts = range(0, len(piece.boxes), self._batch)
+        parts = await asyncio.gather(
+            *(self._run(picture, piece.boxes[start : start + self._batch]) for start in starts)
+        )
         rle, scores = [b""] * len(boxes), [0.0] * len(boxes)
         flags = [(reason or "").encode() for reason in piece.reasons]
         if parts:
@@ -75,12 +76,15 @@ class TritonPythonModel:
                 rle[index], flags[index] = text, ",".join(words.words).encode()
         return rle, scores, flags
 
-    async def _run(self, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, S, S, 3) crops through the network: logits (B, h, w) and scores (B,)."""
+    async def _run(self, picture: Picture, boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The crops of (B, 4) boxes through the network: logits (B, h, w) and scores (B,)."""
+        size = self._constants.size
+        crops = np.empty((len(boxes), 3, size, size), np.float32)
+        cut_boxes(picture, boxes, self._constants, crops)
         request = pb_utils.InferenceRequest(
             model_name=self._network,
             requested_output_names=["logits", "score"],
-            inputs=[pb_utils.Tensor("crops", to_input(crops))],
+            inputs=[pb_utils.Tensor("crops", crops)],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
         response = await request.async_exec()

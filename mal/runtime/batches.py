@@ -3,27 +3,55 @@
 A batch ends with its last crop; objects without a crop travel with the batch that is open when they
 come. So the n-th batch holds the same objects whatever the pieces, the workers or the time, and a run
 that goes on after any batch cuts the following ones as it would have without the break.
+
+A batch is given out when it begins: crops can be cut to their place while it fills.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.crops import to_input
+from mal.boxes import Boxes
+from mal.images import Picture
 from mal.runtime.objects import Prepared
 
 
 @dataclass(slots=True)
 class Span:
-    """Objects first..last of a piece, and their crops crop_first..crop_last."""
+    """Objects first..last of a piece, and their crops crop_first..crop_last, which come at `at` in the batch."""
 
     piece: Prepared
     first: int
     last: int
     crop_first: int
     crop_last: int
+    at: int
+
+    @property
+    def crops(self) -> int:
+        """How many."""
+        return self.crop_last - self.crop_first
+
+    @property
+    def ends_piece(self) -> bool:
+        """No crop of its piece comes after these."""
+        return self.crop_last == len(self.piece.which)
+
+    def take_picture(self) -> Picture | None:
+        """What its crops are cut from, None if there are none. Asked in turn; the last one leaves the piece without."""
+        picture = self.piece.picture if self.crops else None
+        if self.ends_piece:
+            self.piece.picture = None
+        return picture
+
+    def place(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The part of the batch's input (N, 3, S, S) that is theirs."""
+        return buffer[self.at : self.at + self.crops]
+
+    def boxes(self) -> Boxes:
+        """(crops, 4) clipped boxes of its objects with a crop."""
+        return self.piece.boxes[self.crop_first : self.crop_last]
 
 
 @dataclass(slots=True)
@@ -33,22 +61,15 @@ class Batch:
     spans: list[Span] = field(default_factory=list[Span])
     crops: int = 0  # how many objects have one
 
-    def to_input(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(crops, 3, S, S) float32, what the session takes: the first part of `buffer`, which has room for N crops."""
-        at = 0
-        for span in self.spans:
-            some = span.piece.crops[span.crop_first : span.crop_last]
-            to_input(some, out=buffer[at : at + len(some)])
-            at += len(some)
-        return buffer[:at]
+    full: bool = False  # nothing more will come
 
-    def boxes(self) -> NDArray[np.float64]:
+    def boxes(self) -> Boxes:
         """(crops, 4) clipped boxes of the objects with a crop."""
-        return np.concatenate([span.piece.boxes[span.crop_first : span.crop_last] for span in self.spans])
+        return np.concatenate([span.boxes() for span in self.spans])
 
 
 class BatchCutter:
-    """Takes pieces in order, gives batches of `size` crops."""
+    """Takes pieces in order, puts them into batches of `size` crops."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -56,32 +77,32 @@ class BatchCutter:
 
     @property
     def open(self) -> bool:
-        """Whether something is left."""
+        """Whether a batch is begun and not full."""
         return bool(self._batch.spans)
 
-    def add(self, piece: Prepared) -> Iterator[Batch]:
-        """The batches that this piece completes."""
+    def add(self, piece: Prepared) -> list[Batch]:
+        """The batches that begin with this piece; those before them are full."""
+        begun: list[Batch] = []
         first = crop = 0
         while len(piece.which) - crop >= (room := self._size - self._batch.crops):
             last = int(piece.which[crop + room - 1]) + 1
-            yield self._close(Span(piece, first, last, crop, crop + room))
+            begun += self._take(Span(piece, first, last, crop, crop + room, self._batch.crops))
+            self.end()
             first, crop = last, crop + room
         if first < len(piece.reasons) or not piece.reasons:  # an image without objects waits for its turn, too
-            self._take(Span(piece, first, len(piece.reasons), crop, len(piece.which)))
+            begun += self._take(Span(piece, first, len(piece.reasons), crop, len(piece.which), self._batch.crops))
         if piece.ends_batch:
-            yield from self.rest()
+            self.end()
+        return begun
 
-    def rest(self) -> Iterator[Batch]:
-        """What is left, if anything."""
+    def end(self) -> None:
+        """Nothing more comes to the open batch, if there is one."""
         if self.open:
-            yield self._close()
+            self._batch.full = True
+            self._batch = Batch()
 
-    def _take(self, span: Span) -> None:
+    def _take(self, span: Span) -> list[Batch]:
+        begun = [] if self.open else [self._batch]
         self._batch.spans.append(span)
-        self._batch.crops += span.crop_last - span.crop_first
-
-    def _close(self, span: Span | None = None) -> Batch:
-        if span:
-            self._take(span)
-        batch, self._batch = self._batch, Batch()
-        return batch
+        self._batch.crops += span.crops
+        return begun

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections import deque
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,21 +26,21 @@ from numpy.typing import NDArray
 from mal.datasets import BoxFile, open_boxes
 from mal.errors import InputError
 from mal.plugins.pixels import pixels
-from mal.runtime.batches import BatchCutter
+from mal.runtime.batches import Batch, BatchCutter
 from mal.runtime.blocks import block_work, cut_blocks, cut_pieces, load_image
 from mal.runtime.label import label_dataset
 from mal.runtime.machine import cpu_count, peak_rss_mb
-from mal.runtime.objects import prepare
+from mal.runtime.objects import cut_boxes, prepare
 from mal.runtime.pipeline import batch_size
 from mal.runtime.results import record_of
 from mal.runtime.session import Session, open_session
-from mal.runtime.stages import Stages, stage_lines
+from mal.runtime.stages import HOST_STAGES, Stages, stage_lines
 from mal.sources import Address
 
 ROUNDS = 3
 KEPT_BATCHES = 8  # inputs of the session that stay in memory
 ROUND_SECONDS = 3.0  # of the session, each round: long enough that filling and draining the pipeline is small
-HOST = ("read", "crop", "pack", "mask", "journal", "merge")
+HOST = (*HOST_STAGES, "journal", "merge")
 
 
 @dataclass
@@ -180,13 +181,19 @@ def _host_stages(boxes: BoxFile, session: Session, size: int) -> _Alone:
     load = partial(load_image, source=boxes.source, constants=constants, allow_outside=True)
     alone = _Alone(0, [], {})
     buffer = np.empty((size, 3, constants.size, constants.size), np.float32)
+    waiting: deque[Batch] = deque()
     for block in cut_blocks(boxes.image_row[order]):
         for piece in cut_pieces(block_work(boxes, order, block, 0), load):
-            for batch in cutter.add(prepare(piece, constants, stages)):
+            waiting += cutter.add(prepare(piece, stages))
+            while waiting and waiting[0].full:
+                batch = waiting.popleft()
+                for span in batch.spans:
+                    if picture := span.take_picture():
+                        with stages.time("crop"):
+                            cut_boxes(picture, span.boxes(), constants, span.place(buffer))
                 if not batch.crops:
                     continue
-                with stages.time("pack"):
-                    crops = batch.to_input(buffer)
+                crops = buffer[: batch.crops]
                 logits, scores = session.run(crops)
                 with stages.time("mask"):
                     record_of(batch, logits, scores, constants.expansion, "rle")
@@ -195,7 +202,7 @@ def _host_stages(boxes: BoxFile, session: Session, size: int) -> _Alone:
                     alone.batches.append(crops.copy())
     if not alone.crops:
         raise InputError(f"{boxes.path} has no box that can be labelled; `mal label` says why")
-    for stage in ("read", "crop", "pack", "mask"):
+    for stage in HOST_STAGES:
         alone.stages[stage] = stages.cpu_seconds[stage] * 1000 / alone.crops
     return alone
 

@@ -1,7 +1,7 @@
-"""From boxes to crops: which objects of an image can be labelled, why the others cannot, and their crops.
+"""From boxes to crops: which objects of an image can be labelled, why the others cannot, and cutting them out.
 
-A piece is a few consecutive objects of one image. Pieces bound the memory: an image with thousands of
-boxes never has all its crops at once. The image itself is decoded once for all its pieces.
+A piece is a few consecutive objects of one image, whose crops are cut in one go. The image itself is decoded once for
+all its pieces.
 """
 
 import math
@@ -23,7 +23,7 @@ from mal.runtime.stages import Stages
 
 Image = NDArray[np.uint8]
 
-PIECE = 64  # objects a piece at most: 64 crops of 192 x 192 are 7 MB
+PIECE = 64  # objects a piece at most
 
 OUTSIDE = "box outside the image"
 
@@ -92,15 +92,16 @@ class Piece:
 
 @dataclass(slots=True)
 class Prepared:
-    """A piece after reading and cutting: k of its n objects have a crop."""
+    """A piece after reading: k of its n objects get a crop."""
 
     origin: tuple[int, int]
     reasons: list[str | None]  # (n,) why an object has no crop; None: it has one
     flags: NDArray[np.uint8]  # (n,) Flag
     which: NDArray[np.intp]  # (k,) objects with a crop, ascending
     boxes: Boxes  # (k, 4) clipped
-    crops: NDArray[np.uint8]  # (k, S, S, 3)
+    picture: Picture | None  # what these are cut from; None: nothing is, or all are
     size: tuple[int, int]  # height, width of the image; (0, 0) if it was not read
+    cost: int  # as `Piece.cost`
     ends_batch: bool
 
 
@@ -117,9 +118,9 @@ def shrink_of_crops(boxes: Boxes, constants: ModelConstants, width: int, height:
     return float((rects[:, 2:] - rects[:, :2]).min()) / constants.size if len(rects) else 1.0
 
 
-def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared:
-    """Read the image if any object needs it, sort out what cannot be labelled, cut the crops of the rest."""
-    count, side = len(piece.boxes), constants.size
+def prepare(piece: Piece, stages: Stages) -> Prepared:
+    """Read the image if any object needs it, sort out what cannot be labelled."""
+    count = len(piece.boxes)
     reasons = list(piece.reasons)
     prepared = Prepared(
         origin=piece.origin,
@@ -127,8 +128,9 @@ def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared
         flags=np.zeros(count, np.uint8),
         which=np.empty(0, np.intp),
         boxes=np.empty((0, 4)),
-        crops=np.empty((0, side, side, 3), np.uint8),
+        picture=None,
         size=(0, 0),
+        cost=piece.cost,
         ends_batch=piece.ends_batch,
     )
     candidates = np.flatnonzero([reason is None for reason in reasons])
@@ -152,7 +154,11 @@ def prepare(piece: Piece, constants: ModelConstants, stages: Stages) -> Prepared
     prepared.size = (height, width)
     prepared.which = candidates[inside]
     prepared.boxes = clipped[inside]
-    with stages.time("crop"):
-        rects = expand(prepared.boxes, constants.expansion) / image.shrink
-        prepared.crops = pixels().cut_crops(image.pixels, rects, side, constants.fill)
+    if inside.any():
+        prepared.picture = image
     return prepared
+
+
+def cut_boxes(picture: Picture, boxes: Boxes, constants: ModelConstants, out: NDArray[np.float32]) -> None:
+    """Cut the crops of (k, 4) clipped boxes into (k, 3, S, S), the session's input."""
+    pixels().cut_into(picture.pixels, expand(boxes, constants.expansion) / picture.shrink, constants.fill, out)

@@ -1,25 +1,29 @@
 """The pipeline of one session: pieces in, finished batches out, in order, the session kept busy.
 
-    pieces ─► prepare (threads) ─► cut batches ─► pack (threads) ─► session (a thread) ─► finish (threads) ─► out
-              read, decode, crop   the caller     to float32                              masks, RLE
+    pieces ─► prepare (threads) ─► batches ─────► crop (threads) ─► session (a thread) ─► finish (threads) ─► out
+              read, decode         the caller     into its input                          masks, RLE
 
 The caller's thread moves everything that can move, then sleeps until a thread has done something: nothing polls.
-What is in flight is bounded in crops, images and bytes.
+What is in flight is bounded in crops, images and bytes. A crop is cut to its place in the session's input as soon as
+that is known, and then its image may go.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mal.boxes import Boxes
 from mal.errors import MalError, SessionHungError, UsageError
+from mal.images import Picture
 from mal.runtime.batches import Batch, BatchCutter
-from mal.runtime.objects import Piece, Prepared, prepare
+from mal.runtime.objects import Piece, Prepared, cut_boxes, prepare
 from mal.runtime.session import Session
 from mal.runtime.session_threads import SESSION_TIMEOUT, SessionThreads, out_of_memory
 from mal.runtime.stages import Stages
@@ -30,8 +34,8 @@ Floats = NDArray[np.float32]
 
 MAX_BATCH = 1024  # 1.8 GB of input buffers at 192 x 192
 DEFAULT_BUDGET = 1_000_000_000  # bytes of images and crops in flight
-BATCHES_AHEAD = 3  # prepared crops wait for the session, in batches
-PACKED_AHEAD = 2  # batches converted and ready: one runs next, one absorbs jitter
+BATCHES_AHEAD = 3  # so many batches of objects are being read
+INPUTS_AHEAD = 2  # inputs of the session beside those in it: one is being filled, one runs next
 
 _NO_LOGITS, _NO_SCORES = np.empty((0, 1, 1), np.float32), np.empty(0, np.float32)
 
@@ -146,6 +150,16 @@ class Pipeline:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass(slots=True)
+class _Load:
+    """A batch and its way into the session's input."""
+
+    batch: Batch
+    buffer: Floats | None = None  # (N, 3, S, S), from its first crop on
+    placed: int = 0  # spans whose crops are cut or being cut
+    cuts: list[Future[None]] = field(default_factory=list[Future[None]])
+
+
 class _Flow(Generic[T]):
     """One run of a pipeline: what is where. The queues stand in the order in which the data travels."""
 
@@ -171,18 +185,18 @@ class _Flow(Generic[T]):
         self._source: Iterator[Piece | None] | None = pieces
         self._preparing: deque[tuple[Piece, Future[Prepared]]] = deque()
         self._cutter = BatchCutter(self._batch)
-        self._cut: deque[Batch] = deque()
-        self._running: deque[tuple[Batch, Future[tuple[Floats, Floats]], Floats | None]] = deque()
-        self._finishing: deque[tuple[Batch, Future[T]]] = deque()
+        self._loads: deque[_Load] = deque()  # the last one may not be full
+        self._cutting: deque[tuple[Future[None], int]] = deque()  # and bytes of images that nobody needs then
+        self._running: deque[tuple[_Load, Future[tuple[Floats, Floats]]]] = deque()
+        self._finishing: deque[Future[T]] = deque()
         self._objects = 0  # in _preparing
-        self._bytes = 0  # of images and crops in flight
+        self._bytes = 0  # of images in flight
         self._deadline: float | None = None  # when the open batch has to leave
         self.error: Exception | None = None
-        self._crop_bytes = 3 * self._constants.size**2
-        # One for each batch ahead and in the session, used again: fresh memory costs more than the conversion.
+        # One for each batch ahead and in the session, used again: fresh memory costs as much as cutting.
         # Half of the budget at most is theirs.
-        size = 4 * self._crop_bytes * self._batch
-        self._places = int(min(max(1, budget / 2 // size), PACKED_AHEAD + thread.session.lanes))
+        size = 12 * self._constants.size**2 * self._batch
+        self._places = int(min(max(1, budget / 2 // size), INPUTS_AHEAD + thread.session.lanes))
         self._buffers = buffers
         self._buffers += [thread.session.allocate(batch) for _ in range(self._places - len(buffers))]
         self._budget = budget - self._places * size
@@ -190,7 +204,7 @@ class _Flow(Generic[T]):
     @property
     def over(self) -> bool:
         """Nothing is left to do."""
-        return self._source is None and not self._busy()
+        return self._source is None and not self._busy() and not self._loads
 
     @property
     def fill(self) -> float:
@@ -203,12 +217,10 @@ class _Flow(Generic[T]):
             self._begin_nothing_more()
         moved = True
         while moved:
-            moved = self._take() | self._cut_batches() | self._pack() | self._collect()
-            while self._finishing and self._finishing[0][1].done():
-                batch, future = self._finishing.popleft()
-                self._bytes -= batch.crops * self._crop_bytes
+            moved = self._take() | self._fill_batches() | self._call() | self._collect()
+            while self._finishing and self._finishing[0].done():
                 moved = True
-                yield future.result()
+                yield self._finishing.popleft().result()
 
     def seconds_to_sleep(self) -> float | None:
         """Until something has to be done though no thread has finished; None: for ever.
@@ -225,10 +237,10 @@ class _Flow(Generic[T]):
         """Give up what is left, and wait for the session: whoever comes next may use or close it."""
         self._begin_nothing_more()
         if self._running:
-            wait([answer for _, answer, _ in self._running], self._thread.seconds_left())
+            wait([answer for _, answer in self._running], self._thread.seconds_left())
 
     def _busy(self) -> bool:
-        return bool(self._preparing or self._cut or self._running or self._finishing)
+        return bool(self._preparing or self._cutting or self._running or self._finishing)
 
     def _room(self) -> bool:
         ahead = self._objects < BATCHES_AHEAD * self._batch or len(self._preparing) <= self._workers
@@ -249,25 +261,28 @@ class _Flow(Generic[T]):
                 return True
             if piece is None:
                 return moved
-            future = self._submit(prepare, piece, self._constants, self._stages)
-            self._preparing.append((piece, future))
+            self._preparing.append((piece, self._submit(prepare, piece, self._stages)))
             self._objects += len(piece.boxes)
-            self._bytes += piece.cost + len(piece.boxes) * self._crop_bytes
+            self._bytes += piece.cost
             moved = True
         return moved
 
-    def _cut_batches(self) -> bool:
-        """Prepared pieces to batches, in order."""
+    def _fill_batches(self) -> bool:
+        """Prepared pieces to batches, in order, and their crops to the host threads."""
         moved = False
-        while not self._cut and self._preparing and self._preparing[0][1].done():
+        while self._cutting and self._cutting[0][0].done():
+            self._bytes -= self._cutting.popleft()[1]
+            moved = True
+        while self._place() and self._preparing and self._preparing[0][1].done():
             piece, future = self._preparing.popleft()
             if error := future.exception():
-                self._fail(error if isinstance(error, Exception) else MalError(f"a host thread died: {error!r}"))
+                self._fail(_host_error(error))
                 return True
             prepared = future.result()
             self._objects -= len(piece.boxes)
-            self._bytes -= piece.cost + (len(piece.boxes) - len(prepared.which)) * self._crop_bytes
-            self._cut.extend(self._cutter.add(prepared))
+            if prepared.picture is None:
+                self._bytes -= piece.cost
+            self._loads += map(_Load, self._cutter.add(prepared))
             moved = True
         if not self._cutter.open:
             self._deadline = None
@@ -275,23 +290,38 @@ class _Flow(Generic[T]):
             self._deadline = time.monotonic() + self._max_wait
         late = self._deadline is not None and time.monotonic() >= self._deadline
         if self._cutter.open and (late or (self._source is None and not self._preparing)):
-            self._cut.extend(self._cutter.rest())
+            self._cutter.end()
             self._deadline, moved = None, True
         return moved
 
-    def _pack(self) -> bool:
-        """Batches to the session's input, and to the session: it never waits for this thread."""
+    def _place(self) -> bool:
+        """Give what has come to the batches its place in the session's input; False: there is none for some of it."""
+        for load in self._loads:
+            for span in load.batch.spans[load.placed :]:
+                if span.crops and load.buffer is None:
+                    if not self._buffers:
+                        return False
+                    load.buffer = self._buffers.pop()
+                cost = span.piece.cost if span.ends_piece else 0
+                if (picture := span.take_picture()) and load.buffer is not None:
+                    cut = self._submit(self._cut, picture, span.boxes(), span.place(load.buffer))
+                    load.cuts.append(cut)
+                    self._cutting.append((cut, cost))
+                load.placed += 1
+        return True
+
+    def _call(self) -> bool:
+        """Full batches to the session: it never waits for this thread."""
         moved = False
-        while self._cut and (self._buffers or not self._cut[0].crops):
-            batch = self._cut.popleft()
-            if batch.crops:
-                buffer = self._buffers.pop()
-                answer = self._thread.call(self._submit(self._to_input, batch, buffer))
+        while self._loads and (load := self._loads[0]).batch.full and load.placed == len(load.batch.spans):
+            self._loads.popleft()
+            if load.buffer is not None:
+                answer = self._thread.call(load.cuts, load.buffer[: load.batch.crops])
                 answer.add_done_callback(self._wake)
             else:
-                buffer, answer = None, Future[tuple[Floats, Floats]]()
+                answer = Future[tuple[Floats, Floats]]()
                 answer.set_result((_NO_LOGITS, _NO_SCORES))
-            self._running.append((batch, answer, buffer))
+            self._running.append((load, answer))
             moved = True
         return moved
 
@@ -299,16 +329,17 @@ class _Flow(Generic[T]):
         """The session's answers to the host threads; not while masks pile up faster than they are made."""
         moved = False
         while self._running and self._running[0][1].done() and len(self._finishing) <= self._workers + 1:
-            batch, answer, buffer = self._running.popleft()
+            load, answer = self._running.popleft()
             moved = True
-            if buffer is not None:
-                self._buffers.append(buffer)
+            if load.buffer is not None:
+                self._buffers.append(load.buffer)
             if answer.cancelled():  # asked to stop
                 continue
             if error := answer.exception():
-                self._fail(_session_error(self._thread.session, error))
+                spoilt = next((reason for cut in load.cuts if cut.done() and (reason := cut.exception())), None)
+                self._fail(_host_error(spoilt) if spoilt else _session_error(self._thread.session, error))
                 return True
-            self._finishing.append((batch, self._submit(self._masks, batch, *answer.result())))
+            self._finishing.append(self._submit(self._masks, load.batch, *answer.result()))
         return moved
 
     def _begin_nothing_more(self) -> None:
@@ -320,7 +351,10 @@ class _Flow(Generic[T]):
         for _, future in self._preparing:
             future.cancel()
         self._preparing.clear()
-        self._cut.clear()
+        cuts = [cut for load in self._loads for cut in load.cuts]
+        wait([cut for cut in cuts if not cut.cancel()])  # then nobody writes to the buffers any more
+        self._loads.clear()
+        self._cutting.clear()
         self._cutter = BatchCutter(self._batch)
         self._running = deque(entry for entry in self._running if entry[1].done() or not entry[1].cancel())
 
@@ -333,13 +367,17 @@ class _Flow(Generic[T]):
         future.add_done_callback(self._wake)
         return future
 
-    def _to_input(self, batch: Batch, buffer: Floats) -> Floats:
-        with self._stages.time("pack"):
-            return batch.to_input(buffer)
+    def _cut(self, picture: Picture, boxes: Boxes, out: Floats) -> None:
+        with self._stages.time("crop"):
+            cut_boxes(picture, boxes, self._constants, out)
 
     def _masks(self, batch: Batch, logits: Floats, scores: Floats) -> T:
         with self._stages.time("mask"):
             return self._finish(batch, logits, scores)
+
+
+def _host_error(error: BaseException) -> Exception:
+    return error if isinstance(error, Exception) else MalError(f"a host thread died: {error!r}")
 
 
 def _session_error(session: Session, error: BaseException) -> Exception:

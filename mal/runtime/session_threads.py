@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -29,7 +29,8 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class _Call(NamedTuple):
-    crops: "Future[Floats]"  # packed already, or being packed
+    cuts: "Sequence[Future[None]]"  # crops that are perhaps still being cut
+    crops: Floats
     answer: "Future[tuple[Floats, Floats]]"
 
 
@@ -69,10 +70,15 @@ class SessionThreads:
         for _ in range(self.session.lanes):
             self._calls.put(None)
 
-    def call(self, crops: "Future[Floats]") -> "Future[tuple[Floats, Floats]]":
-        """Logits and scores of packed crops, some time. Cancel the future to withdraw a call that has not begun."""
+    def call(self, cuts: "Sequence[Future[None]]", crops: Floats) -> "Future[tuple[Floats, Floats]]":
+        """Logits and scores of crops, some time. Cancel the future to withdraw a call that has not begun.
+
+        Args:
+            cuts: once they are done, the crops are whole; if one failed, the answer is its error.
+            crops: the session's input.
+        """
         answer: Future[tuple[Floats, Floats]] = Future()
-        self._calls.put(_Call(crops, answer))
+        self._calls.put(_Call(cuts, crops, answer))
         return answer
 
     def seconds_left(self) -> float:
@@ -101,9 +107,10 @@ class SessionThreads:
         if not call.answer.set_running_or_notify_cancel():
             return
         try:
-            crops = call.crops.result()
+            for cut in call.cuts:
+                cut.result()
             with self._busy():
-                found = self._run(crops)
+                found = self._run(call.crops)
         except BaseException as error:  # whatever it is, the caller waits for it
             self._failed = True
             died = error if isinstance(error, Exception) else MalError(f"the session's thread died: {error!r}")

@@ -10,8 +10,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 # In the order the data travels. `wait` is the session without a batch: the device waits for the host.
-STAGES = ("scan", "read", "crop", "pack", "wait", "session", "mask", "journal", "merge")
-HOST_STAGES = ("read", "crop", "pack", "mask")
+STAGES = ("scan", "read", "crop", "wait", "session", "mask", "journal", "merge")
+HOST_STAGES = ("read", "crop", "mask")
 
 
 class Stages:

@@ -18,7 +18,7 @@ from mal.errors import MissingPackageError
 from mal.masks import BoxMask
 from mal.plugins.host_library import find_host
 
-_Cut = Callable[[NDArray[np.uint8], NDArray[np.float64], int, Fill], NDArray[np.uint8]]
+_Cut = Callable[[NDArray[np.uint8], NDArray[np.float64], Fill, NDArray[np.float32]], None]
 _Decide = Callable[[NDArray[np.float32], NDArray[np.float64], float], list[BoxMask]]
 _Encode = Callable[[Sequence[BoxMask], Sequence[tuple[int, int]]], list[bytes]]
 
@@ -28,15 +28,15 @@ class Pixels(NamedTuple):
 
     name: str
     """"compiled" or "numpy"."""
-    cut_crops: _Cut
-    """As `mal.crops.cut_crops`."""
+    cut_into: _Cut
+    """As `mal.crops.cut_into`."""
     masks_from_logits: _Decide
     """As `mal.masks.masks_from_logits`."""
     encode: _Encode
     """As `mal.masks.encode`."""
 
 
-NUMPY = Pixels("numpy", crops.cut_crops, masks.masks_from_logits, masks.encode)
+NUMPY = Pixels("numpy", crops.cut_into, masks.masks_from_logits, masks.encode)
 
 
 @cache

@@ -34,19 +34,20 @@ def host() -> ctypes.CDLL:
     return library
 
 
-def cut_crops(image: NDArray[np.uint8], rects: NDArray[np.float64], size: int, fill: Fill) -> NDArray[np.uint8]:
-    """As `mal.crops.cut_crops`, within one grey level."""
+def cut_into(image: NDArray[np.uint8], rects: NDArray[np.float64], fill: Fill, out: NDArray[np.float32]) -> None:
+    """As `mal.crops.cut_into`, within one grey level."""
+    size = out.shape[-1]
+    if out.shape != (len(rects), 3, size, size) or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ShapeError(f"{len(rects)} crops need ({len(rects)}, 3, S, S) float32, got {out.shape} {out.dtype}")
     check_crops(image, rects, size)
     if image.strides[1:] != (3, 1) or image.strides[0] < 3 * image.shape[1]:
         image = np.ascontiguousarray(image)
     rects = np.ascontiguousarray(rects, np.float64)
-    crops = np.empty((len(rects), size, size, 3), np.uint8)
     code = host().mal_cut_crops_host(
         image.ctypes.data, *image.shape[:2], image.strides[0], rects.ctypes.data, len(rects), size,
-        FILLS.index(fill), crops.ctypes.data,
+        FILLS.index(fill), out.ctypes.data,
     )  # fmt: skip
     _check_code(code, f"{len(rects)} crops of {size} x {size}")
-    return crops
 
 
 def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], expansion: float) -> list[BoxMask]:
@@ -103,4 +104,4 @@ def _check_code(code: int, what: str) -> None:
         raise ShapeError(f"the compiled body refused {what}")
 
 
-COMPILED = Pixels("compiled", cut_crops, masks_from_logits, encode)
+COMPILED = Pixels("compiled", cut_into, masks_from_logits, encode)

@@ -33,10 +33,18 @@ def compiled() -> Pixels:
 def assert_same_crops(
     compiled: Pixels, image: NDArray[np.uint8], rects: NDArray[np.float64], size: int, fill: Fill
 ) -> None:
-    ours, judge = (body.cut_crops(image, rects, size, fill).astype(int) for body in (compiled, NUMPY))
+    ours, judge = (cut(body, image, rects, size, fill) for body in (compiled, NUMPY))
     difference = np.abs(ours - judge)
-    assert ours.shape == judge.shape
-    assert difference.max(initial=0) <= 1  # the order of Pillow's passes; docs/numerics.md
+    assert np.array_equal(ours, ours.astype(int))  # NaN is not
+    assert difference.max(initial=0) <= 1  # Pillow rounds between its passes; docs/numerics.md
+
+
+def cut(
+    body: Pixels, image: NDArray[np.uint8], rects: NDArray[np.float64], size: int, fill: Fill
+) -> NDArray[np.float32]:
+    crops = np.full((len(rects), 3, size, size), np.nan, np.float32)
+    body.cut_into(image, rects, fill, crops)
+    return crops
 
 
 sides = st.tuples(st.floats(0.01, 400), st.floats(0.01, 400))
@@ -74,8 +82,8 @@ def test_crops_of_views_and_white(compiled: Pixels, rng: np.random.Generator) ->
     for view in (image[::-1, ::2], image[10:, :70], image.transpose(1, 0, 2), image[:, :, ::-1]):
         assert_same_crops(compiled, view, rects, 32, "reflect")
     white = np.full((3000, 20, 3), 255, np.uint8)  # a thousand weights a value, each rounded
-    assert compiled.cut_crops(white, np.array([[0.0, 0.0, 20.0, 3000.0]]), 3, "edge").min() == 255
-    assert compiled.cut_crops(image, np.empty((0, 4)), 32, "edge").shape == (0, 32, 32, 3)
+    assert cut(compiled, white, np.array([[0.0, 0.0, 20.0, 3000.0]]), 3, "edge").min() == 255
+    assert cut(compiled, image, np.empty((0, 4)), 32, "edge").shape == (0, 3, 32, 32)
 
 
 def test_what_the_crop_refuses(compiled: Pixels) -> None:
@@ -83,7 +91,10 @@ def test_what_the_crop_refuses(compiled: Pixels) -> None:
     for rect in ([0, 0, 0, 5], [np.nan, 0, 5, 5], [0, 0, np.inf, 5], [0, 0, 1e6, 1e6]):
         for body in (compiled, NUMPY):
             with pytest.raises(ShapeError):
-                body.cut_crops(image, np.array([rect], np.float64), 32, "reflect")
+                cut(body, image, np.array([rect], np.float64), 32, "reflect")
+    for shape in ((2, 3, 8, 8), (1, 3, 8, 9), (1, 8, 8, 3)):
+        with pytest.raises(ShapeError, match="crops need"):
+            compiled.cut_into(image, np.array([[0.0, 0, 5, 5]]), "edge", np.empty(shape, np.float32))
 
 
 @pytest.mark.shared

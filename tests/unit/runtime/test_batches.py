@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mal.images import Picture
 from mal.runtime.batches import Batch, BatchCutter
 from mal.runtime.objects import Prepared
 
@@ -16,8 +17,9 @@ def piece(first: int, labelable: list[bool]) -> Prepared:
         flags=np.zeros(len(labelable), np.uint8),
         which=which,
         boxes=np.repeat((first + which)[:, None], 4, axis=1).astype(float),
-        crops=np.repeat((first + which)[:, None, None, None], 3, axis=3).astype(np.uint8),
+        picture=Picture(np.zeros((1, 1, 3), np.uint8), 1, 1) if len(which) else None,
         size=(1, 1),
+        cost=0,
         ends_batch=False,
     )
 
@@ -29,7 +31,10 @@ def pieces(labelable: list[bool], cuts: list[int], start: int = 0) -> list[Prepa
 
 def cut(parts: list[Prepared], size: int) -> list[Batch]:
     cutter = BatchCutter(size)
-    return [batch for part in parts for batch in cutter.add(part)] + list(cutter.rest())
+    batches = [batch for part in parts for batch in cutter.add(part)]
+    cutter.end()
+    assert all(batch.full for batch in batches)
+    return batches
 
 
 def objects(batch: Batch) -> list[int]:
@@ -50,9 +55,14 @@ def test_batches_depend_on_the_order_alone(
     for batch in first:
         expected = [index for index in objects(batch) if labelable[index]]
         assert batch.boxes()[:, 0].tolist() == expected
-        assert batch.to_input(np.empty((size, 3, 1, 1), np.float32))[:, 0, 0, 0].tolist() == expected
+        places = np.zeros((size, 3, 1, 1), np.float32)
+        for span in batch.spans:
+            assert (span.take_picture() is not None) == (span.crops > 0)
+            span.place(places)[:] += 1 + span.boxes()[:, :1, None, None]
+        assert places[:, 0, 0, 0].tolist() == [1 + index for index in expected] + [0] * (size - len(expected))
         assert batch.crops == len(expected) <= size
     assert all(batch.crops == size for batch in first[:-1])
+    assert not any(span.piece.picture for batch in first for span in batch.spans)  # nobody holds an image any more
 
 
 @given(labels, cuts, st.integers(1, 9), st.data())

@@ -381,7 +381,7 @@ def test_log_json_is_json_lines(run, capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_the_report_says_where_the_time_went(run) -> None:
     report = run()
-    assert set(report.stages) >= {"scan", "read", "crop", "pack", "session", "mask", "journal", "merge", "wait"}
+    assert set(report.stages) >= {"scan", "read", "crop", "session", "mask", "journal", "merge", "wait"}
     assert report.bound in report.stages
     assert 0 < report.first_mask_seconds <= report.seconds
     assert report.peak_rss_mb > 10

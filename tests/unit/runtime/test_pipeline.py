@@ -10,7 +10,7 @@ from mal.errors import ImageError, MalError
 from mal.images import Picture
 from mal.runtime.batches import Batch
 from mal.runtime.objects import OUTSIDE, Flag, Piece, SharedImage, prepare
-from mal.runtime.pipeline import BATCHES_AHEAD, PACKED_AHEAD, Pipeline
+from mal.runtime.pipeline import BATCHES_AHEAD, INPUTS_AHEAD, Pipeline
 from mal.runtime.stages import Stages
 
 IMAGE = Picture(np.full((40, 50, 3), 200, np.uint8), 50, 40)
@@ -51,7 +51,7 @@ def test_what_is_in_flight_is_bounded(fake_session) -> None:
         most = max(most, drawn - out)
         out += len(found)
     assert out == 400
-    assert most <= batch * (BATCHES_AHEAD + PACKED_AHEAD + 1 + workers + 2)
+    assert most <= batch * (BATCHES_AHEAD + INPUTS_AHEAD + 1 + workers + 2)
 
 
 def test_the_memory_bound_lets_one_piece_through_at_a_time(fake_session) -> None:
@@ -119,25 +119,24 @@ def test_no_threads_are_left(fake_session) -> None:
 def test_prepare_sorts_out_what_cannot_be_labelled(fake_session) -> None:
     boxes = np.array([[5, 5, 20, 20], [60, 5, 70, 20], [-8, 5, 20, 20], [5, 5, 50.3, 20], [1, 1, 2, 2]], float)
     reasons = [None, None, None, None, "crowd"]
-    prepared = prepare(Piece((0, 0), SharedImage(lambda: IMAGE), boxes, reasons, 0), fake_session.constants, Stages())
+    prepared = prepare(Piece((0, 0), SharedImage(lambda: IMAGE), boxes, reasons, 0), Stages())
     assert prepared.reasons == [None, OUTSIDE, None, None, "crowd"]
     assert prepared.which.tolist() == [0, 2, 3]
     assert prepared.flags.tolist() == [0, 0, Flag.CLIPPED, 0, 0]  # 0.3 pixels are rounding in the file
     assert prepared.boxes.tolist() == [[5, 5, 20, 20], [0, 5, 20, 20], [5, 5, 50, 20]]
-    assert prepared.crops.shape == (3, 32, 32, 3)
+    assert prepared.picture is IMAGE
 
 
 def test_a_broken_image_is_the_reason_of_its_objects_only(fake_session) -> None:
     def load() -> Picture:
         raise ImageError("damaged")
 
-    prepared = prepare(
-        Piece((0, 0), SharedImage(load), np.ones((2, 4)), [None, "crowd"], 0), fake_session.constants, Stages()
-    )
+    prepared = prepare(Piece((0, 0), SharedImage(load), np.ones((2, 4)), [None, "crowd"], 0), Stages())
     assert prepared.reasons == ["image: damaged", "crowd"]
 
 
 def test_an_image_nobody_needs_is_not_read(fake_session) -> None:
     shared = SharedImage(lambda: 1 / 0)
-    prepared = prepare(Piece((0, 0), shared, np.ones((1, 4)), ["crowd"], 0), fake_session.constants, Stages())
+    prepared = prepare(Piece((0, 0), shared, np.ones((1, 4)), ["crowd"], 0), Stages())
     assert not len(prepared.which)
+    assert prepared.picture is None
