@@ -4,8 +4,7 @@
 
 As a user would: the student is adapted to exactly the boxes whose masks are wanted, here all boxes of `--images` images
 drawn at random, and then labels them. No mask is read but to measure. `key=value` are settings of `mal train`. Adapted
-is the teacher of the last epoch, whatever the command's own judgement said of it; what it said is printed as it trains.
-Training and MobileSAM's masks stay in FOLDER and are not made again.
+is what the command kept by its own judgement. Training and MobileSAM's masks stay in FOLDER and are not made again.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def adapt(boxes: Path, images: Path, run: Path, overrides: list[str]) -> dict[st
     if noted.is_file():
         return json.loads(noted.read_text())
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    words = ["train", str(boxes), "--images", str(images), "-o", str(run), "keep_every=1", *overrides]
+    words = ["train", str(boxes), "--images", str(images), "-o", str(run), *overrides]
     subprocess.run([sys.executable, "-m", "mal.cli", *words], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -70,10 +69,9 @@ def main() -> None:
     truth = part(options.data / "instances.json", ids, out / "instances.json")
 
     spent = adapt(wanted, options.data / "images", out / "run", options.overrides)
-    last = max((out / "run").glob("model_epoch_*.safetensors"))
     if not (out / "adapted.onnx").is_file():
         # ONNX Runtime labels several times as fast as torch.
-        export_model(ExportRequest(last, output=out / "adapted.onnx"))
+        export_model(ExportRequest(out / "run", output=out / "adapted.onnx"))
     models = {"shipped": "student", "adapted": str(out / "adapted.onnx")}
     files = {name: out / f"{name}.json" for name in models}
     for name, model in models.items():

@@ -4,7 +4,8 @@
 
 A fifth of the images is held aside; a student is trained on the boxes of the others (`mal train --from none`, with
 `key=value`), one checkpoint kept after each epoch. Each one is judged on the held-aside objects, by their boxes
-(extent, agreement with the mirrored crop, and their product, which chooses) and by their masks.
+(extent, agreement with the mirrored crop, share claimed by neighbours, and their product, which chooses) and by their
+masks.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from mal.evaluation.ranking import spearman
 from mal.network.checkpoint import load_student
 from mal.train.judge import judge
 from mal.train.validation import read_truth
+
+SIGNALS = ("extent", "flip", "claimed", "value")
 
 
 def main() -> None:
@@ -53,11 +56,11 @@ def main() -> None:
         student, _ = load_student(file)
         found = judge(student, truth.samples, truth.rows, config)
         miou = truth.miou(found.probability, found.threshold, config.expansion)
-        row = {"extent": found.extent, "flip": found.flip, "value": found.value, "miou": miou}
+        row = {key: getattr(found, key) for key in SIGNALS} | {"miou": miou}
         rows.append({"file": file.name} | row)
         print(file.name, "  ".join(f"{key} {value:.4f}" for key, value in row.items()), flush=True)
-    columns = {key: np.array([row[key] for row in rows], np.float64) for key in ("extent", "flip", "value", "miou")}
-    ranks = {key: spearman(columns[key], columns["miou"]) for key in ("extent", "flip", "value")}
+    columns = {key: np.array([row[key] for row in rows], np.float64) for key in (*SIGNALS, "miou")}
+    ranks = {key: spearman(columns[key], columns["miou"]) for key in SIGNALS}
     print(f"{len(truth.rows)} objects held aside, {len(rows)} checkpoints; Spearman with the true mIoU: {ranks}")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "spearman": ranks, "objects": len(truth.rows)}, indent=1))

@@ -207,6 +207,10 @@ class SelfTrainConfig(Settings):
     vote: float = Field(default=0.3, ge=0, le=1, description="Share of the label from the box, where there is one.")
     boundary: float = Field(default=0.45, gt=0, lt=1, description="The student's probability that decides nothing.")
     sharpen: float = Field(default=2.0, gt=0, description="The mix's logits are multiplied by this.")
+    contested: float = Field(
+        default=0.35, gt=0, le=1, description="Beside sighted rounds: what another object claims so surely is unknown,"
+    )
+    contested_area: float = Field(default=1.5, gt=0, description="... if its box has less than so many times the area.")
     drop: float = Field(default=0.3, ge=0, lt=1, description="The share of the boxes of lowest score without label")
     full: float = Field(default=0.7, gt=0, le=1, description="... and the rank from which a label has full weight.")
 
@@ -230,9 +234,6 @@ class AdaptConfig(Settings):
     crops: tuple[int, int] = Field(
         default=(1600, 8000), description="... within these bounds, unless rounds are given."
     )
-    claimed: float = Field(
-        default=0.6, gt=0, le=1, description="A pixel that a smaller box claims so surely is background; 1: never."
-    )
     patience: int = Field(default=4, ge=0, description="Judgements without progress that end it; 0: never.")
 
 
@@ -253,6 +254,10 @@ class TrainConfig(Settings):
     training_data: str | None = Field(default=None, description="Default: the names of the box files.")
 
     rounds: tuple[int, ...] = Field(default=(14000, 14000), min_length=1, description="Crops seen in each round.")
+    sighted: tuple[int, ...] = Field(
+        default=(),
+        description="Rounds, from 2 on but the last, whose network is shown the other boxes; it labels for the next.",
+    )
     epoch_crops: int = Field(default=2000, ge=1, description="Crops between two checkpoints.")
     batch: int = Field(default=16, ge=1, description="Crops of one step, over all devices and parts.")
     accumulate: int = Field(default=1, ge=1, description="Parts that a step's crops are worked off in, one by one.")
@@ -294,6 +299,12 @@ class TrainConfig(Settings):
     )
     aside: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the boxes kept aside for judging, 256 at most."
+    )
+    claimed: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="What the object of a smaller box claims so surely is no part of a larger one's; 1: never.",
     )
     val: Path | None = Field(
         default=None, description="COCO JSON with masks that choose and report, and are never trained on."

@@ -61,16 +61,20 @@ class Head(nn.Module):
         self.register_buffer("maps", box_maps(central_box(expansion), size // self.coarse), persistent=False)
         self.maps: Tensor
 
-    def forward(self, features: list[Tensor], box: Tensor | None = None) -> Tensor:
+    def forward(
+        self, features: list[Tensor], box: Tensor | None = None, extra: dict[int, Tensor] | None = None
+    ) -> Tensor:
         """Logits (B, 1, S/4, S/4).
 
         Args:
             features: the backbone's maps.
             box: (B, 4) in units of the crop where training lets the box drift; None: the central box.
+            extra: what only training knows, by stride of the pyramid: (B, width, S/stride, S/stride), added there.
         """
+        extra = extra or {}
         cells = self.size // self.coarse
         maps = (self.maps if box is None else box_maps(box, cells)).to(features[-1].dtype)
-        top = self._add(self.place(maps), features, range(self.coarse, 33))
+        top = self._add(self.place(maps), features, range(self.coarse, 33)) + extra.get(self.coarse, 0)
         top = self.mix[str(self.coarse)](top)
         inside = maps[:, 5:6]
         of_box = (top * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
@@ -78,6 +82,7 @@ class Head(nn.Module):
         for stride in (8, 4):
             if stride < self.coarse:
                 top = self._add(_resize(top, self.size // stride), features, range(stride, stride + 1))
+                top = top + extra.get(stride, 0)
                 top = self.mix[str(stride)](top)
         return (self.value(top) * key[:, :, None, None]).sum(1, keepdim=True) + self.bias
 

@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader
 
 from mal.config import ModelConstants, TrainConfig
 from mal.errors import DeviceError, MalError, UsageError
-from mal.network.student import Student
 from mal.train.labels import Labels
 from mal.train.module import MalModule, epoch_steps, round_epochs, trainable
 from mal.train.samples import Samples
+from mal.train.sighted import Net
 from mal.train.validation import Truth
 from mal.train.views import Draw, Views
 from mal.train.watch import Watch
@@ -56,7 +56,7 @@ class Round:
     """
 
     number: int
-    student: Student
+    student: Net
     samples: Samples
     labels: Labels
     aside: NDArray[np.int64]

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from mal.config import TrainConfig
-from mal.network.student import Student
 from mal.train import losses
+from mal.train.sighted import Net, logits
 from mal.train.teacher import follow, make_teacher
 from mal.train.views import View
 
@@ -41,13 +41,12 @@ class MalModule(LightningModule):
         crf: whether the CRF loss acts in this round.
     """
 
-    def __init__(self, student: Student, config: TrainConfig, round_: int, *, crf: bool) -> None:
+    def __init__(self, student: Net, config: TrainConfig, round_: int, *, crf: bool) -> None:
         super().__init__()
         self.student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.teacher = make_teacher(self.student)
         self.config, self.round, self.crf = config, round_, crf
-        parts: tuple[nn.Module, ...] = (student.backbone, student.head)
-        self.matrices = {name for part in parts for name, each in part.named_parameters() if each.ndim > 1}
+        self.matrices = {name for name, each in student.named_parameters() if each.ndim > 1}
         self.train()  # Lightning keeps the modes it finds, and a new BatchNorm would collect statistics
 
     def train(self, mode: bool = True) -> "MalModule":
@@ -64,8 +63,13 @@ class MalModule(LightningModule):
         """AdamW, the backbone slower than the head; weight decay spares biases and norms."""
         config = self.config
         groups: list[dict[str, Any]] = []
-        for part, rate in ((self.student.backbone, config.lr_backbone), (self.student.head, config.lr_head)):
-            train = [(name, parameter) for name, parameter in part.named_parameters() if parameter.requires_grad]
+        slow = {id(parameter) for parameter in self.student.backbone.parameters()}
+        for pretrained, rate in ((True, config.lr_backbone), (False, config.lr_head)):
+            train = [
+                (name, parameter)
+                for name, parameter in self.student.named_parameters()
+                if parameter.requires_grad and (id(parameter) in slow) == pretrained
+            ]
             # Not by its shape now: FSDP leaves each device flat pieces, under longer names.
             decayed = [name.replace("_fsdp_wrapped_module.", "") in self.matrices for name, _ in train]
             for decay, weight in ((True, config.weight_decay), (False, 0.0)):
@@ -91,17 +95,17 @@ class MalModule(LightningModule):
         """Weighted terms of the loss of one batch."""
         weights = self.config.losses
         crops = batch["student"].contiguous(memory_format=torch.channels_last)
-        logits = self.student.logits(crops, batch["box"])
-        p, size = logits.sigmoid(), logits.shape[-1]
+        found = logits(self.student, crops, batch["box"], batch["neighbours"])
+        p, size = found.sigmoid(), found.shape[-1]
         terms: dict[str, Tensor] = {}
         if weights.mil:
             terms["mil"] = weights.mil * losses.mil(p, batch["box"], batch["valid"]).mean()
         if weights.label:
-            terms["label"] = weights.label * losses.label_loss(logits, batch["target"], batch["known"], batch["trust"])
+            terms["label"] = weights.label * losses.label_loss(found, batch["target"], batch["known"], batch["trust"])
         if weights.crf and self.crf:
             with torch.no_grad():
                 clean = batch["teacher"].contiguous(memory_format=torch.channels_last)
-                teacher = self.teacher.logits(clean, batch["box"]).sigmoid()
+                teacher = logits(self.teacher, clean, batch["box"], batch["neighbours"]).sigmoid()
                 target = losses.crf_target(
                     p.detach(),
                     teacher,
@@ -122,7 +126,7 @@ class MalModule(LightningModule):
         follow(self.teacher, self.student, min(self.config.teacher_momentum, 1 - 1 / (self.global_step + 2)))
 
 
-def trainable(student: Student, config: TrainConfig, *, pretrained: bool) -> None:
+def trainable(student: Net, config: TrainConfig, *, pretrained: bool) -> None:
     """Fix what stays as it is: some stages of a trained backbone."""
     if pretrained and config.frozen:
         for stage in range(config.frozen[0], config.frozen[1] + 1):

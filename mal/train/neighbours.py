@@ -1,53 +1,49 @@
-"""What the other boxes of an image say: a pixel that the object of a smaller box claims is no pixel of a larger one.
+"""What the other boxes of an image say.
 
-A bag before a coat, a cup on a table: the smaller box is mostly in front. Where boxes are parts of one another (a wheel
-and its car) this is wrong: `adapt.claimed=1` switches it off.
+Claims: a pixel that the object of a smaller box claims is mostly no pixel of a larger one: a bag before a coat, a cup
+on a table. Where boxes are parts of one another (a wheel and its car) this is wrong: `claimed=1` switches it off.
+Maps: where the other boxes lie, for a network that is shown them (train/sighted.py).
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mal import boxes as geometry
-from mal.datasets import BoxFile
 from mal.train.samples import Samples
+
+MAPS = 4
+"""Of `neighbour_maps`."""
 
 
 def claimed_by_smaller(
-    probability: NDArray[np.uint8], samples: Samples, files: Sequence[BoxFile], least: float
+    probability: NDArray[np.uint8], samples: Samples, rows: NDArray[np.int64], least: float, ratio: float = 1.0
 ) -> NDArray[np.bool_]:
     """Cells of each object that smaller boxes' objects claim.
 
     Args:
-        probability: (N, g, g) uint8 x 255 on the grids of the cached crops.
-        samples: their crops; `row` and `source` say which boxes they are.
-        files: the box files that the samples were cut from.
+        probability: (n, g, g) uint8 x 255 on the grids of the cached crops.
+        samples: the crops.
+        rows: (n,) which of them these are; only among these is looked.
         least: a probability above this is a claim, 0..1.
+        ratio: a box is a smaller one below so many times the area of the other.
 
     Returns:
-        (N, g, g) bool.
+        (n, g, g) bool.
     """
     grid = probability.shape[-1]
     claimed = np.zeros(probability.shape, bool)
-    # Crops are centred on clipped boxes; outside the image nothing is compared, so clipping to what is known suffices.
-    boxes = np.stack([files[s].boxes[row] for s, row in zip(samples.source, samples.row, strict=True)])
-    image = np.array([files[s].image_row[row] for s, row in zip(samples.source, samples.row, strict=True)])
-    for source, file in enumerate(files):
-        mine = np.flatnonzero(samples.source == source)
-        sizes = np.stack([file.images.widths, file.images.heights], 1)[image[mine]]
-        limits = np.where((sizes > 0).all(1, keepdims=True), sizes, np.inf)  # some files tell no sizes
-        boxes[mine] = np.clip(boxes[mine], 0, np.tile(limits, 2))
-    crops = geometry.expand(boxes, samples.expansion)
-    cell = (crops[:, 2:] - crops[:, :2]) / grid
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    order = np.lexsort((area, image, samples.source))  # the objects of an image together, smaller ones first
-    starts = np.flatnonzero(np.diff(samples.source[order]) | np.diff(image[order])) + 1
-    for group in np.split(order, starts):
-        for at, large in enumerate(group):
-            for small in group[:at]:
-                if area[small] == area[large] or not _overlap(boxes[small], boxes[large]):
+    crops, image = samples.rect[rows], samples.image[rows]
+    sides = crops[:, 2:] - crops[:, :2]
+    corner, far = (crops[:, :2] + sides * edge for edge in (samples.box[:2], samples.box[2:]))  # of the boxes
+    cell, area = sides / grid, sides.prod(1)
+    order = np.argsort(image, kind="stable")  # the objects of an image together
+    for group in np.split(order, np.flatnonzero(np.diff(image[order])) + 1):
+        for large in group:
+            for small in group[area[group] < area[large] * ratio * (1 - 1e-9)]:
+                low, high = np.maximum(corner[small], corner[large]), np.minimum(far[small], far[large])
+                if small == large or (high <= low).any():
                     continue
                 # A cell of the small one's grid -> a cell of the large one's, OpenCV counting from cell centres.
                 scale = cell[small] / cell[large]
@@ -58,5 +54,39 @@ def claimed_by_smaller(
     return claimed
 
 
-def _overlap(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    return bool((np.minimum(a[2:], b[2:]) > np.maximum(a[:2], b[:2])).all())
+def neighbour_maps(others: NDArray[np.float32], box: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Where the other boxes of the image lie in a window.
+
+    Args:
+        others: (n, 4) boxes in units of the window; those outside it are passed over.
+        box: (4,) the object's own.
+        size: cells along each side.
+
+    Returns:
+        (4, size, size) in 0..1, the deepest of each kind: how deep a cell lies in the smaller boxes and in the larger
+        ones (1 from a fifth of the half sides inwards, .2 at the edge), a third of the boxes it lies in, and how deep
+        in the ellipses of the smaller ones.
+    """
+    maps = np.zeros((MAPS, size, size), np.float32)
+    cell = (np.arange(size, dtype=np.float32) + 0.5) / size
+    own = (box[2:] - box[:2]).prod()
+    for other in others:
+        half = (other[2:] - other[:2]) / 2
+        u = np.abs(cell - (other[0] + other[2]) / 2)[None, :] / half[0]
+        v = np.abs(cell - (other[1] + other[3]) / 2)[:, None] / half[1]
+        inside = (u < 1) & (v < 1)
+        if not inside.any():
+            continue
+        depth = np.clip(1.2 - np.maximum(u, v), 0, 1) * inside
+        smaller = 4 * half.prod() < own
+        kind = 0 if smaller else 1
+        maps[kind] = np.maximum(maps[kind], depth)
+        maps[2] += inside / 3
+        if smaller:
+            maps[3] = np.maximum(maps[3], np.clip(1.2 - np.hypot(u, v), 0, 1))
+    return maps
+
+
+def within(rect: NDArray[Any], window: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Rectangles (..., 4) in units of a window (4,)."""
+    return ((rect - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)).astype(np.float32)

@@ -31,7 +31,7 @@ class Occluders:
         target: NDArray[np.float32],
         known: NDArray[np.float32],
         rng: np.random.Generator,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Paste one object into a labelled view.
 
         Args:
@@ -39,11 +39,13 @@ class Occluders:
             target, known: (h, w) 0..1: share of object times known, and known.
 
         Returns:
-            The three, changed: cells of the pasted object are known background. Unchanged where nothing of it would be
-            seen, or where it hides so much that the box would not be the box of what is left.
+            The three, changed: cells of the pasted object are known background. And (n, 4) its box, in units of the
+            view. Unchanged and no box where nothing of it would be seen, or where it hides so much that the box would
+            not be the box of what is left.
         """
+        unchanged = crop, target, known, np.zeros((0, 4), np.float32)
         if not len(self.rows):
-            return crop, target, known
+            return unchanged
         row, size = int(rng.choice(self.rows)), len(crop)
         move = self._move(size, rng)
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
@@ -55,14 +57,18 @@ class Occluders:
         cells = cv2.resize(cover, target.shape[::-1], interpolation=cv2.INTER_AREA)
         left = target * (1 - cells)
         if cells.max() < 0.5 or left.sum() < LEAST_LEFT * target.sum():
-            return crop, target, known
+            return unchanged
         for axis in (0, 1):
             before, after = ((part > 0.5).any(axis).sum() for part in (target, left))
             if after < LEAST_EXTENT * before:
-                return crop, target, known
+                return unchanged
         soft = cv2.GaussianBlur(cover, (0, 0), 1.0)[..., None]  # no edge of one pixel that would give it away
         front = _warp(self.samples.pixels[row][:, flip], move, size)
-        return (crop + soft * (front.astype(np.float32) - crop)).astype(np.uint8), left, np.maximum(known, cells > 0.5)
+        pasted = (crop + soft * (front.astype(np.float32) - crop)).astype(np.uint8)
+        corners = (
+            move @ np.column_stack([self.samples.box.reshape(2, 2), [1, 1]]).T
+        )  # the box is central: a flip keeps it
+        return pasted, left, np.maximum(known, cells > 0.5), (corners.T.reshape(1, 4) / size).astype(np.float32)
 
     def _move(self, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """(2, 3) from units of the cached crop to pixels of the view."""

@@ -20,10 +20,11 @@ from mal.network.student import Student
 from mal.train.console import bar, say
 from mal.train.fit import Round, check_devices, fit
 from mal.train.judge import judge, predict
-from mal.train.labels import BACKGROUND, Labels, labels_from_boxes, labels_from_student, to_label_grid
+from mal.train.labels import BACKGROUND, UNKNOWN, Labels, labels_from_boxes, labels_from_student, to_label_grid
 from mal.train.neighbours import claimed_by_smaller
 from mal.train.run_folder import remember, remembered
 from mal.train.samples import Samples, cut_samples, usable_rows
+from mal.train.sighted import Net, Sighted, blind
 from mal.train.start import SHAPE, origin, start_student
 from mal.train.tao import link_latest, train_task
 from mal.train.validation import Truth, read_truth
@@ -103,6 +104,11 @@ def train(
     elif student_file.exists() or (out / "last.ckpt").exists():  # one that failed before it had learned is replaced
         raise UsageError(f"{out} holds a run already; add --resume to go on with it, or choose another folder")
     check_devices(config)
+    if any(not 1 < each < len(config.rounds) for each in config.sighted):
+        raise UsageError(
+            f"sighted={list(config.sighted)}: of {len(config.rounds)} rounds only those from 2 to "
+            f"{len(config.rounds) - 1} can be; the first learns from boxes, the last is the student"
+        )
     if not files:
         raise UsageError("no file of boxes given, e.g. mal train boxes.json --images images/")
     if folders and len(folders) != len(files):
@@ -146,7 +152,7 @@ class _Run:
         if samples.skipped:
             (self.out / "left_out.txt").write_text("\n".join(samples.skipped) + "\n")
             say(f"left out ({self.out / 'left_out.txt'}): {samples.skipped[0]}")
-        aside = rows_aside(len(samples), config)
+        aside = rows_aside(samples.image, config)
         say(
             f"{len(samples)} boxes, {len(aside)} kept aside"
             if len(aside) < len(samples)
@@ -157,13 +163,15 @@ class _Run:
         checkpoint = self.out / "last.ckpt" if self.resume and (self.out / "last.ckpt").is_file() else None
         if checkpoint:
             first = int(torch.load(checkpoint, map_location="cpu", weights_only=False)["mal_round"])
+        net: Net = student
         for number in range(first, len(config.rounds)):
-            labels = self.labels(student, number, samples)
+            labels = self.labels(net, number, samples)
+            student = blind(net)
             weights = sampling_weights(samples, labels, aside, config)
             module = fit(
                 Round(
                     number,
-                    student,
+                    Sighted(student) if number + 1 in config.sighted else student,
                     samples,
                     labels,
                     aside,
@@ -176,11 +184,11 @@ class _Run:
                     config.adapt.patience if self.adapting else 0,
                 )
             )
-            checkpoint, student = None, module.teacher
-        nets = {"teacher": module.teacher, "student": module.student.eval()}  # pyright: ignore[reportPossiblyUnboundVariable]  rounds >= 1
+            checkpoint, net = None, module.teacher
+        nets = {"teacher": blind(module.teacher), "student": blind(module.student.eval())}  # pyright: ignore[reportPossiblyUnboundVariable]  rounds >= 1
         return self.finish(nets | ({"old": old.eval()} if self.adapting else {}), samples, aside, truth)
 
-    def labels(self, student: Student, round_: int, samples: Samples) -> Labels:
+    def labels(self, net: Net, round_: int, samples: Samples) -> Labels:
         """Labels of a round, made once and kept in the cache: a resumed run trains on the same ones."""
         config = self.config
         if not config.losses.label:
@@ -193,22 +201,33 @@ class _Run:
                 labels = labels_from_boxes(samples, config.labels, tick)
             labels.save(made)
         if round_ > 0:
-            again = self.out / f"labels-round-{round_ + 1}.npz"
+            again, rows = self.out / f"labels-round-{round_ + 1}.npz", np.arange(len(samples))
             if self.resume and again.is_file():
                 labels = Labels.load(again)
             else:
                 with bar("labels from the student") as tick, torch.autocast("cpu", torch.bfloat16, enabled=False):
-                    student = student.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-                    probability = predict(student, samples, np.arange(len(samples)), config, tick=tick)
-                grids = to_label_grid(probability, samples, config)
-                labels = labels_from_student(labels, grids, config.self_train)
-                if self.adapting:
-                    claimed = claimed_by_smaller(grids, samples, self.files, config.adapt.claimed)
-                    labels.maps[claimed] = BACKGROUND
+                    net = net.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                    probability = predict(net, samples, rows, config, tick=tick)
+                labels = self.again(labels, to_label_grid(probability, samples, config), round_, samples)
                 labels.save(again)
         share, trust = float((labels.trust > 0).mean()), float(labels.trust.mean())
         say(f"round {round_ + 1}: {share:.3f} of the boxes have a label, mean trust {trust:.3f}")
         return labels
+
+    def again(self, labels: Labels, grids: NDArray[np.uint8], round_: int, samples: Samples) -> Labels:
+        """Labels of a later round from those of the boxes and from what the last network thinks, on the same grid."""
+        config, rows = self.config, np.arange(len(samples))
+        contested = np.zeros(grids.shape, bool)
+        if config.sighted:
+            limits = config.self_train
+            contested = claimed_by_smaller(grids, samples, rows, limits.contested, limits.contested_area)
+            labels.maps[contested] = UNKNOWN  # boxes alone do not know who owns these
+        made = labels_from_student(labels, grids, config.self_train)
+        if round_ + 1 in config.sighted:
+            made.maps[contested] = UNKNOWN
+        if self.adapting:
+            made.maps[claimed_by_smaller(grids, samples, rows, config.claimed)] = BACKGROUND
+        return made
 
     def finish(self, nets: dict[str, Student], samples: Samples, aside: NDArray[np.int64], truth: Truth | None) -> Path:
         """Choose the best network and its threshold, by the user's masks or by boxes alone; write the file."""
@@ -246,12 +265,25 @@ def for_adapting(config: TrainConfig, files: Sequence[BoxFile]) -> TrainConfig:
     return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
 
 
-def rows_aside(count: int, config: TrainConfig) -> NDArray[np.int64]:
-    """Rows kept out of training for judging; all rows (and all are trained on) where there are few."""
-    share = min(256, int(count * config.aside))
-    if share < 8:
-        return np.arange(min(count, 256))
-    return np.sort(np.random.default_rng((config.seed, 7)).choice(count, share, replace=False))
+def rows_aside(image: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int64]:
+    """Rows kept out of training for judging: whole images, so that what neighbours claim is known.
+
+    Args:
+        image: (N,) the image of each sample.
+
+    Returns:
+        At most 256; the first rows (and all are trained on) where fewer than 8 can be kept aside.
+    """
+    room = min(256, int(len(image) * config.aside))
+    drawn: list[int] = []
+    if room >= 8:
+        numbers, counts = np.unique(image, return_counts=True)
+        for at in np.random.default_rng((config.seed, 7)).permutation(len(numbers)):
+            if counts[at] <= room:
+                drawn.append(int(numbers[at]))
+                room -= int(counts[at])
+    rows = np.flatnonzero(np.isin(image, drawn))
+    return rows if len(rows) >= 8 else np.arange(min(len(image), 256))
 
 
 def sampling_weights(

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ class Samples:
         skipped: lines that say which boxes are not here and why.
         key: digest of what the crops were cut from and how.
         row: (N,) int64, which annotation of its box file.
+        rect: (N, 4) float64, the crop in pixels of its image.
+        image: (N,) int64, its image, counted over all box files.
     """
 
     pixels: NDArray[np.uint8]
@@ -48,6 +51,8 @@ class Samples:
     skipped: list[str]
     key: str = ""
     row: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    rect: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+    image: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -71,10 +76,27 @@ class Samples:
         margin = self.expansion / (1 + self.expansion) / 2
         return np.array([margin, margin, 1 - margin, 1 - margin], np.float32)
 
+    @cached_property
+    def others(self) -> list[NDArray[np.float32]]:
+        """Of each sample (n, 4): the boxes of the image's other samples that touch its crop, in units of the crop."""
+        sides = np.tile(self.rect[:, 2:] - self.rect[:, :2], 2)
+        corner = np.tile(self.rect[:, :2], 2)
+        boxes = corner + sides * self.box
+        found: list[NDArray[np.float32]] = [np.zeros((0, 4), np.float32)] * len(self)
+        order = np.argsort(self.image, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(self.image[order])) + 1):
+            for row in group:
+                place = ((boxes[group[group != row]] - corner[row]) / sides[row]).astype(np.float32)
+                found[row] = place[(place[:, :2] < 1).all(1) & (place[:, 2:] > 0).all(1)]
+        return found
+
     def central(self, expansion: float) -> NDArray[np.float64]:
         """(4,) rectangle in pixels of the cached crop that is the box grown by `expansion`."""
         share = (1 + expansion) / (1 + self.expansion) / 2
         return np.array([0.5 - share, 0.5 - share, 0.5 + share, 0.5 + share]) * self.pixels.shape[1]
+
+
+_STORED = ("valid", "source", "row", "rect", "image")
 
 
 def cut_samples(
@@ -99,9 +121,10 @@ def cut_samples(
     if table.is_file():
         with np.load(table) as found:
             if str(found["key"]) == key:
-                valid, skipped = found["valid"], [str(line) for line in found["skipped"]]
-                kept = np.load(pixels, mmap_mode="r")[: len(valid)]
-                return Samples(kept, valid, found["source"], config.cache_expansion, skipped, key, found["row"])
+                stored = {name: found[name] for name in _STORED}
+                skipped = [str(line) for line in found["skipped"]]
+                kept = np.load(pixels, mmap_mode="r")[: len(stored["valid"])]
+                return Samples(pixels=kept, expansion=config.cache_expansion, skipped=skipped, key=key, **stored)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         table.unlink(missing_ok=True)
@@ -109,7 +132,7 @@ def cut_samples(
             _cut(files, config, pixels, tick or (lambda done, total: None), min(room, most or room)), key=key
         )
         lines = np.array(samples.skipped, str)
-        np.savez(table, valid=samples.valid, source=samples.source, row=samples.row, skipped=lines, key=np.array(key))
+        np.savez(table, skipped=lines, key=np.array(key), **{name: getattr(samples, name) for name in _STORED})
     except OSError as error:
         raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
     return samples
@@ -119,7 +142,7 @@ def _key(files: Sequence[BoxFile], config: TrainConfig, most: int | None) -> str
     settings = config.model_dump(
         mode="json", include={"cache_expansion", "cache_size", "cache_gb", "min_side", "areas", "fill", "seed"}
     )
-    text = json.dumps([[file.sha256 for file in files], settings, most], sort_keys=True)
+    text = json.dumps([_STORED, [file.sha256 for file in files], settings, most], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -210,7 +233,8 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick, 
         jobs, total = _draw(jobs, room, config, skipped)
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size, 3))
     valid, source = np.zeros((total, 4), np.float32), np.full(total, -1, np.int32)
-    origin = np.zeros(total, np.int64)
+    origin, rect, image = np.zeros(total, np.int64), np.zeros((total, 4)), np.zeros(total, np.int64)
+    before = np.cumsum([0, *(len(file.images.file_names) for file in files)])  # images of earlier files
 
     def one(job: _Job) -> str | None:
         table = job.file.images
@@ -218,19 +242,20 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick, 
         try:
             known = int(table.widths[job.image]), int(table.heights[job.image])
             data = job.file.source.read(name)
-            image = decode_image(data, *(known if min(known) > 0 else (None, None))).pixels
+            whole = decode_image(data, *(known if min(known) > 0 else (None, None))).pixels
         except ImageError as error:
             return f"{name}: {error} ({len(job.rows)} boxes)"
-        height, width = image.shape[:2]
+        height, width = whole.shape[:2]
         clipped = geometry.clip(job.file.boxes[job.rows], width, height)
         usable = geometry.usable(clipped)
         rects = geometry.expand(clipped, config.cache_expansion)
         for offset in np.flatnonzero(usable):
-            row, rect = job.first + int(offset), rects[offset]
-            pixels[row] = cut_crop(image, rect, size, config.fill)
-            span = np.tile(rect[2:] - rect[:2], 2)
-            edges = np.array([0, 0, width, height]) - np.tile(rect[:2], 2)
+            row, crop = job.first + int(offset), rects[offset]
+            pixels[row] = cut_crop(whole, crop, size, config.fill)
+            span = np.tile(crop[2:] - crop[:2], 2)
+            edges = np.array([0, 0, width, height]) - np.tile(crop[:2], 2)
             valid[row], source[row], origin[row] = np.clip(edges / span, 0, 1), job.source, job.rows[offset]
+            rect[row], image[row] = crop, before[job.source] + job.image
         lost = int((~usable).sum())
         return f"{name}: {lost} boxes outside the image" if lost else None
 
@@ -245,7 +270,16 @@ def _cut(files: Sequence[BoxFile], config: TrainConfig, path: Path, tick: Tick, 
         for to, row in enumerate(kept):
             pixels[to] = pixels[row]
     pixels.flush()
-    return Samples(pixels[: len(kept)], valid[kept], source[kept], config.cache_expansion, skipped, row=origin[kept])
+    return Samples(
+        pixels[: len(kept)],
+        valid[kept],
+        source[kept],
+        config.cache_expansion,
+        skipped,
+        row=origin[kept],
+        rect=rect[kept],
+        image=image[kept],
+    )
 
 
 def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

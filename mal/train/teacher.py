@@ -4,16 +4,16 @@ import copy
 
 import torch
 
-from mal.network.student import Student
+from mal.train.sighted import Net
 
 
-def make_teacher(student: Student) -> Student:
+def make_teacher(student: Net) -> Net:
     """A copy of the student, heads and buffers included, that learns nothing by itself."""
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def follow(teacher: Student, student: Student, momentum: float) -> None:
+def follow(teacher: Net, student: Net, momentum: float) -> None:
     """Move the teacher: parameters by 1 - momentum towards the student, buffers (BatchNorm's) copied."""
     for own, other in zip(teacher.parameters(), student.parameters(), strict=True):
         own.lerp_(other, 1 - momentum)

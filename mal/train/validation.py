@@ -15,9 +15,9 @@ from mal.datasets import open_boxes
 from mal.datasets.segmentations import to_mask, to_rle
 from mal.errors import InputError
 from mal.masks import mask_from_logits
-from mal.network.student import Student
 from mal.train.judge import Probability, predict
 from mal.train.samples import Samples, cut_samples
+from mal.train.sighted import Net
 
 MOST = 1000
 """Objects measured, drawn at random: the mean's standard error is about .006, and an epoch waits seconds for it."""
@@ -50,7 +50,7 @@ class Truth:
             ious.append(both / max(1, int(mask.pixels.sum()) + int(truth.sum()) - both))
         return float(np.mean(ious))
 
-    def best(self, student: Student, config: TrainConfig) -> tuple[float, float]:
+    def best(self, student: Net, config: TrainConfig) -> tuple[float, float]:
         """(mean IoU, threshold) at the candidate threshold that serves these objects best."""
         probability = predict(student, self.samples, self.rows, config)
         return max((self.miou(probability, each, config.expansion), each) for each in config.thresholds)

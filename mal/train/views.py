@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from mal.config import TrainConfig
 from mal.crops import cut_crop, to_input
 from mal.train.labels import UNKNOWN, Labels
+from mal.train.neighbours import neighbour_maps, within
 from mal.train.paste import Occluders
 from mal.train.samples import Samples
 
@@ -29,6 +30,7 @@ class View(TypedDict):
     box, valid: (4,) the box, and the image's part of the window.
     target: (1, h, w) float32, share of object; known: (1, h, w) float32, 1 where target means something.
     trust: () float32, weight of the label.
+    neighbours: (4, h, w) float32, where the other boxes lie: `neighbour_maps`.
     seconds: () float32, what making the view took: the loader's speed, whoever does it.
     """
 
@@ -39,6 +41,7 @@ class View(TypedDict):
     target: Tensor
     known: Tensor
     trust: Tensor
+    neighbours: Tensor
     seconds: Tensor
 
 
@@ -63,12 +66,14 @@ class Views(Dataset[View]):
         planes = cut_crop(planes, window * len(label), size // 4, "edge")
         planes = np.divide(planes, 255, dtype=np.float32)
         target, known = planes[..., 0], planes[..., 1]
+        others = within(samples.others[row], window)
         if self.labels.trust[row] > 0 and rng.random() < config.paste:
-            crop, target, known = self.occluders.over(crop, target, known, rng)
-        box, valid = _within(samples.box, window), np.clip(_within(samples.valid[row], window), 0, 1)
+            crop, target, known, pasted = self.occluders.over(crop, target, known, rng)
+            others = np.concatenate([others, pasted])
+        box, valid = within(samples.box, window), np.clip(within(samples.valid[row], window), 0, 1)
         if rng.random() < 0.5:
             crop, target, known = crop[:, ::-1], target[:, ::-1], known[:, ::-1]
-            box, valid = _flip(box), _flip(valid)
+            box, valid, others = _flip(box), _flip(valid), _flip(others)
         crops = to_input(np.stack([_recolour(crop, config.colour, rng), crop]))
         return View(
             student=torch.from_numpy(crops[0]),
@@ -78,6 +83,7 @@ class Views(Dataset[View]):
             target=torch.from_numpy(target / np.maximum(known, 1e-3))[None],
             known=torch.from_numpy((known > 0.6).astype(np.float32))[None],
             trust=torch.tensor(self.labels.trust[row]),
+            neighbours=torch.from_numpy(neighbour_maps(others, box, size // 4)),
             seconds=torch.tensor(time.perf_counter() - started),
         )
 
@@ -129,12 +135,10 @@ def _window(box: NDArray[np.float32], drift: tuple[float, float], rng: np.random
     return np.clip(np.concatenate([low - margins[0], high + margins[1]]), 0, 1)
 
 
-def _within(rect: NDArray[np.float32], window: NDArray[np.float64]) -> NDArray[np.float32]:
-    return ((rect - np.tile(window[:2], 2)) / np.tile(window[2:] - window[:2], 2)).astype(np.float32)
-
-
 def _flip(rect: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.array([1 - rect[2], rect[1], 1 - rect[0], rect[3]], np.float32)
+    """Mirrored rectangles (..., 4)."""
+    x0, y0, x1, y1 = np.moveaxis(rect, -1, 0)
+    return np.stack([1 - x1, y0, 1 - x0, y1], -1)
 
 
 def _recolour(crop: NDArray[np.uint8], amount: float, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from mal.train.judge import Probability, judge
 from mal.train.labels import iou
 from mal.train.module import MalModule, epoch_steps
 from mal.train.samples import Samples
+from mal.train.sighted import blind
 from mal.train.validation import Truth
 from mal.train.views import View
 
@@ -118,7 +119,7 @@ class Watch(Callback):
         total = row["crops"] // crops
         if config.keep_every and total % config.keep_every == 0:
             name = f"model_epoch_{total:03d}_step_{row['crops'] // config.batch:05d}.safetensors"
-            save_student(self.run / name, pl_module.teacher, self.constants)
+            save_student(self.run / name, blind(pl_module.teacher), self.constants)
         if not trainer.progress_bar_callback:
             print("  ".join(f"{key} {value:g}" for key, value in row.items()), flush=True)
 
@@ -132,7 +133,7 @@ class Watch(Callback):
         own = by_boxes["student"].probability > threshold
         row: dict[str, float | int] = {}
         for name, each in by_boxes.items():
-            row |= {f"extent_{name}": each.extent, f"flip_{name}": each.flip}
+            row |= {f"{signal}_{name}": getattr(each, signal) for signal in ("extent", "flip", "claimed")}
         row["agreement"] = float(np.mean([iou(a, b > threshold) for a, b in zip(own, probability, strict=True)]))
         row |= {"threshold": threshold, "value": by_boxes["teacher"].value}
         if self.truth:

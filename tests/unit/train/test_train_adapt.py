@@ -14,7 +14,7 @@ from mal.datasets import open_boxes
 from mal.errors import InputError
 from mal.network.checkpoint import load_student, save_student
 from mal.network.student import Student
-from mal.train.judge import Judgement
+from mal.train.judge import Judgement, judge
 from mal.train.neighbours import claimed_by_smaller
 from mal.train.run import for_adapting, train
 from mal.train.samples import cut_samples
@@ -53,7 +53,7 @@ def test_what_does_not_help_by_its_own_judgement_is_not_kept(
 
     def judged(student: Student, *_: Any) -> Judgement:
         same = all(np.allclose(value, before[key]) for key, value in student.state_dict().items())
-        return Judgement(0.5, 0.5 if same == better else 0.9, 1.0, np.zeros((2, 16, 16), np.float32))
+        return Judgement(0.5, 0.5 if same == better else 0.9, 1.0, 0.0, np.zeros((2, 16, 16), np.float32))
 
     monkeypatch.setattr(run_module, "judge", judged)
     path = train(TrainConfig(**SHORT, lr_backbone=1e-2), boxes, None, boxes.parent / "run", first)
@@ -94,12 +94,29 @@ def test_the_smaller_box_claims_its_pixels(tmp_path: Path, quick: TrainConfig) -
     probability = np.zeros((2, grid, grid), np.uint8)
     low, high = round(samples.box[0] * grid), round(samples.box[2] * grid)
     probability[:, low:high, low:high] = 255
-    claimed = claimed_by_smaller(probability, samples, [file], 0.6)
+    claimed = claimed_by_smaller(probability, samples, np.arange(2), 0.6)
     assert not claimed[1].any()
     # The large crop is 128 px from 16 on, two to a cell: the small box is cells 17..27 across and 27..37 down.
     rows, columns = np.flatnonzero(claimed[0].any(1)), np.flatnonzero(claimed[0].any(0))
     assert (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1) == (17, 27, 27, 37)
-    assert not claimed_by_smaller(probability, samples, [file], 1.0).any()
+    assert not claimed_by_smaller(probability, samples, np.arange(2), 1.0).any()
+    assert not claimed_by_smaller(probability[:1], samples, np.array([0]), 0.6).any()  # only what is asked about counts
+
+
+def test_a_mask_is_judged_by_what_its_neighbours_leave(make_data, quick: TrainConfig, first: Path) -> None:
+    """Everything is mask: of a box of 60 x 50 another one's 20 x 20 are claimed, of that one nothing."""
+    boxes = make_data(1)
+    document = json.loads(boxes.read_text())
+    document["annotations"].append(document["annotations"][0] | {"id": 9, "bbox": [50, 35, 20, 20]})
+    boxes.write_text(json.dumps(document))
+    samples = cut_samples([open_boxes(boxes)], quick, boxes.parent / "cache")
+    student = load_student(first)[0].eval()
+    student.head.bias.data += 100
+    found = judge(student, samples, np.arange(2), quick)
+    assert found.claimed == pytest.approx(0.5 * 20 * 20 / (60 * 50), abs=0.01)  # both spill to their crops
+    assert found.value == pytest.approx(found.extent * found.flip * (1 - found.claimed))
+    alone = judge(student, samples, np.arange(2), quick.model_copy(update={"claimed": 1.0}))
+    assert alone.claimed == 0
 
 
 def test_masks_of_val_choose_and_are_not_learned(make_data, quick: TrainConfig) -> None:

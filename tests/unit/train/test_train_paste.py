@@ -28,8 +28,9 @@ def test_what_is_covered_becomes_known_background_and_the_box_stays_tight() -> N
     """Blue cells are the pasted ones: nothing else changes, and the box is still that of what is left."""
     pasted, (crop, target, known) = 0, view()
     for seed in range(60):
-        seen, left, sure = occluders([1.0]).over(crop, target, known, np.random.default_rng(seed))
+        seen, left, sure, boxes = occluders([1.0]).over(crop, target, known, np.random.default_rng(seed))
         if seen is crop:
+            assert not len(boxes)
             continue
         pasted += 1
         blue = seen[..., 2].reshape(16, 4, 16, 4).mean((1, 3)) / 250
@@ -38,6 +39,10 @@ def test_what_is_covered_becomes_known_background_and_the_box_stays_tight() -> N
         assert np.array_equal(left[blue == 0], target[blue == 0])
         assert np.array_equal(sure[blue == 0], known[blue == 0])
         assert (seen[..., :2] == 0).all()
+        (box,) = boxes * 64
+        rows, columns = np.nonzero(seen[..., 2] > 125)
+        assert (box[:2] - 2 < [columns.min(), rows.min()]).all()
+        assert ([columns.max(), rows.max()] < box[2:] + 1).all()
         assert left.sum() >= 0.4 * target.sum()
         assert min((left > 0.5).any(0).sum(), (left > 0.5).any(1).sum()) >= 9
     assert 10 < pasted < 60

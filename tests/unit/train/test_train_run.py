@@ -199,10 +199,15 @@ def test_every_setting_is_used() -> None:
 
 def test_few_boxes_are_all_judged_and_many_kept_aside() -> None:
     config = TrainConfig()
-    assert rows_aside(3, config).tolist() == [0, 1, 2]
-    assert len(rows_aside(1000, config)) == 50
-    assert len(rows_aside(10**6, config)) == 256
-    assert np.array_equal(rows_aside(1000, config), rows_aside(1000, config))
+    assert rows_aside(np.arange(3), config).tolist() == [0, 1, 2]
+    assert len(rows_aside(np.arange(1000), config)) == 50
+    assert len(rows_aside(np.arange(10**6), config)) == 256
+    assert np.array_equal(rows_aside(np.arange(1000), config), rows_aside(np.arange(1000), config))
+    assert len(rows_aside(np.zeros(1000, int), config)) == 256  # one image: nothing can be kept aside
+    images = np.repeat(np.arange(200), 5)
+    aside = rows_aside(images, config)
+    assert len(aside) == 50
+    assert not np.isin(np.delete(images, aside), images[aside]).any()
 
 
 def test_half_precision_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
