@@ -4,6 +4,7 @@ Blocks are idempotent and the journal knows how far each is. So all that a crew 
 results on; a worker that dies gives its blocks back, and whoever gets them next goes on behind the last result.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -16,6 +17,8 @@ from mal.runtime.worker import BLOCKS_AHEAD, Closing, Job, Labelled, Message, Re
 from mal.sources import ImageSource
 
 DEATHS = 3  # of workers with one block in work: then the block is what kills them
+PATIENCE = 60.0  # seconds beyond a session's own timeout; then a worker that owes a word is no worker any more
+_LISTEN = 1.0  # seconds between two looks at who says nothing, and at Ctrl-C, while nobody says anything
 
 
 class Todo:
@@ -129,7 +132,7 @@ class Hand(Protocol):
         ...
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once; it has been started."""
         ...
 
 
@@ -144,24 +147,36 @@ class FarCrew:
 
     Args:
         hands: the workers.
-        listen: waits for the next message of any hand; gives it with the hand's number.
+        listen: seconds -> the next message of any hand with the hand's number; None: nobody said anything.
         needed: so many hands have to be ready before anything begins.
+        patience: seconds. A hand with work that says nothing for longer has died; without any hand the run ends.
 
     Raises:
-        MalError: one of them cannot work.
+        MalError: one of them cannot work, or none came in time.
     """
 
-    def __init__(self, hands: Sequence[Hand], listen: Callable[[], tuple[int, Message | Died]], needed: int) -> None:
+    def __init__(
+        self,
+        hands: Sequence[Hand],
+        listen: Callable[[float], tuple[int, Message | Died] | None],
+        needed: int,
+        patience: float,
+    ) -> None:
         self.stages, self.deaths = Stages(), 0
-        self._hands, self._listen = hands, listen
+        self._hands, self._listen, self._patience = hands, listen, patience
+        self._started: list[Hand] = []
         self._at_work: dict[int, list[BlockWork]] = {}  # blocks of each hand that is ready, in their order
-        self._deaths_at: dict[int | None, int] = {}  # without a result in between, by the block in work
+        self._deaths_at: dict[int | str, int] = {}  # without a result in between, by the block in work or the hand
         self._ready: dict[int, Ready] = {}
+        self._heard_at = dict.fromkeys(range(len(hands)), 0.0)  # monotonic; or when it was given something to do
+        self._manned_at = time.monotonic()  # when there was a hand, or some hope
         try:
             for hand in hands:
                 hand.start()
+                self._started.append(hand)
             while len(self._ready) < needed:
-                self._come_and_go(*listen())
+                if heard := self._hear(manned=False):
+                    self._come_and_go(*heard)
         except BaseException:
             self.close()
             raise
@@ -175,18 +190,23 @@ class FarCrew:
 
     def run(self, todo: Todo, stop: Callable[[], bool]) -> Iterator[Labelled]:
         """See `Crew.run`."""
-        for number in self._at_work:
-            self._top_up(number, todo)
         ended = False
         while self._at_work or (todo and not ended):
-            if not ended and (stop() or not (todo or any(self._at_work.values()))):
-                ended = True
-                for number in self._at_work:
-                    self._hands[number].give(Stop() if stop() else None)
-            number, message = self._listen()
+            if not ended:
+                for number in self._at_work:  # all: a hand without work may get what another one leaves behind
+                    self._top_up(number, todo)
+                if stop() or not (todo or any(self._at_work.values())):
+                    ended = True
+                    for number in self._at_work:
+                        self._give(number, Stop() if stop() else None)
+            heard = self._hear(manned=bool(self._at_work), ended=ended)
+            if heard is None:
+                continue
+            number, message = heard
             if isinstance(message, Labelled):
                 finished = todo.note(message)
                 self._deaths_at.pop(message.block, None)
+                self._deaths_at.pop(self._hands[number].name, None)
                 yield message
                 if finished:
                     self._at_work[number].pop(0)
@@ -196,19 +216,39 @@ class FarCrew:
                 self.limit = min(self.limit, message.limit)
             else:
                 todo.give_back(self._come_and_go(number, message, ended))
-            if not ended:
-                self._top_up(number, todo)
 
     def close(self) -> None:
         """See `Crew.close`."""
-        for hand in self._hands:
+        for hand in self._started:
             hand.kill()
 
+    def _hear(self, manned: bool, ended: bool = False) -> tuple[int, Message | Died] | None:
+        """What a hand says, or that it has not said anything for too long; None: nobody said anything just now."""
+        heard, now = self._listen(_LISTEN), time.monotonic()
+        if heard:
+            self._manned_at = self._heard_at[heard[0]] = now
+            return heard
+        if manned:
+            self._manned_at = now
+        elif now - self._manned_at > self._patience:
+            raise MalError(
+                f"no worker got ready within {self._patience:g} s; what is labelled is kept, the same command goes on"
+            )
+        for number, works in self._at_work.items():
+            if (works or ended) and now - self._heard_at[number] > self._patience:
+                self._hands[number].kill()
+                return number, Died(f"it said nothing for {self._patience:g} s")
+        return None
+
+    def _give(self, number: int, message: BlockWork | Stop | None) -> None:
+        self._heard_at[number] = time.monotonic()
+        self._hands[number].give(message)
+
     def _top_up(self, number: int, todo: Todo) -> None:
-        works = self._at_work.get(number)
-        while works is not None and len(works) < BLOCKS_AHEAD and (work := todo.take()):
+        works = self._at_work[number]
+        while len(works) < BLOCKS_AHEAD and (work := todo.take()):
             works.append(work)
-            self._hands[number].give(work)
+            self._give(number, work)
 
     def _come_and_go(self, number: int, message: Message | Died, ended: bool = False) -> list[int]:
         """A hand is ready, or has died and is started again; the blocks that it leaves behind."""
@@ -228,9 +268,9 @@ class FarCrew:
         works = self._at_work.pop(number, [])
         if not ended:
             self.deaths += 1
-            index = works[0].index if works else None
-            self._deaths_at[index] = self._deaths_at.get(index, 0) + 1
-            if self._deaths_at[index] == DEATHS:
+            place = works[0].index if works else hand.name
+            self._deaths_at[place] = self._deaths_at.get(place, 0) + 1
+            if self._deaths_at[place] == DEATHS:
                 raise MalError(
                     f"the worker on {hand.name} died {DEATHS} times {_place(works)}: {message.why}; what is labelled "
                     "is kept, the same command goes on"

@@ -257,7 +257,7 @@ def _run_key(boxes: BoxFile, ready: Ready, settings: dict[str, Any]) -> dict[str
         "model": ready.model_id,
         "constants": ready.constants.model_dump(mode="json"),
         "backend": ready.backend,
-        "device": ready.device.partition(":")[0],
+        "device": ready.device_kind,
         "batch": ready.batch,
         "pixels": ready.pixels,
         **settings,

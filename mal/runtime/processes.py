@@ -5,6 +5,8 @@ python -m mal.runtime.processes FD      what a worker's process runs; FD is its 
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections import deque
@@ -15,7 +17,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 
 from mal.errors import UsageError
 from mal.runtime.blocks import BlockWork
-from mal.runtime.crew import Died, FarCrew
+from mal.runtime.crew import PATIENCE, Died, FarCrew
 from mal.runtime.machine import cpu_count
 from mal.runtime.worker import Job, Message, Stop, serve
 
@@ -49,15 +51,17 @@ def open_processes(job: Job, devices: Sequence[str | None]) -> FarCrew:
     hands = [_Process(share, device) for device in devices]
     heard: deque[int] = deque()
 
-    def listen() -> tuple[int, Message | Died]:
+    def listen(seconds: float) -> tuple[int, Message | Died] | None:
         if not heard:
             # One that has ended is not heard again; the others may still be closing their sessions.
             ends = {hand.connection: number for number, hand in enumerate(hands) if not hand.connection.closed}
-            heard.extend(ends[end] for end in wait(list(ends)) if isinstance(end, Connection))
+            heard.extend(ends[end] for end in wait(list(ends), seconds) if isinstance(end, Connection))
+        if not heard:
+            return None
         number = heard.popleft()
         return number, hands[number].receive()
 
-    return FarCrew(hands, listen, needed=count)
+    return FarCrew(hands, listen, needed=count, patience=job.timeout + PATIENCE)
 
 
 class _Process:
@@ -69,6 +73,7 @@ class _Process:
 
     def start(self) -> None:
         self.connection, theirs = Pipe()
+        _never_wait_longer(self.connection, PATIENCE)
         # Not the multiprocessing module's own way of starting: that runs the caller's script again.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mal.runtime.processes", str(theirs.fileno())],
@@ -94,9 +99,17 @@ class _Process:
             return Died(f"killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with code {code}")
 
     def kill(self) -> None:
+        """See `crew.Hand`."""
         self._process.kill()
         self._process.wait()
         self.connection.close()
+
+
+def _never_wait_longer(connection: Connection, seconds: float) -> None:
+    """Let a message that is stuck half-way (its process is stopped) be an OSError."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), 0))
 
 
 def _main(connection: Connection) -> None:

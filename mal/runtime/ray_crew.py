@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from mal.errors import MalError, MissingPackageError
 from mal.runtime.blocks import BlockWork
-from mal.runtime.crew import Died, FarCrew
+from mal.runtime.crew import PATIENCE, Died, FarCrew
 from mal.runtime.worker import Job, Message, Stop, serve
 
 try:
@@ -82,13 +82,15 @@ class RayCrew(FarCrew):
         job = replace(job, threads=job.workers)
         hands = [_RayHand(number, lambda: actor.remote(job, kind)) for number in range(count)]
 
-        def listen() -> tuple[int, Message | Died]:
+        def listen(seconds: float) -> tuple[int, Message | Died] | None:
             messages = [hand.messages for hand in hands if hand.messages is not None]
-            (ready, *_), _ = ray.wait(messages, num_returns=1, fetch_local=False)
-            number = next(number for number, hand in enumerate(hands) if hand.messages is ready)
+            ready, _ = ray.wait(messages, num_returns=1, timeout=seconds, fetch_local=False)
+            if not ready:
+                return None
+            number = next(number for number, hand in enumerate(hands) if hand.messages is ready[0])
             return number, hands[number].receive()
 
-        super().__init__(hands, listen, needed=1)
+        super().__init__(hands, listen, needed=1, patience=job.timeout + PATIENCE)
 
     def close(self) -> None:
         """See `Crew.close`."""
@@ -114,11 +116,13 @@ class _RayHand:
     def receive(self) -> Message | Died:
         """Its next message; waits."""
         try:
-            return cast(Message, ray.get(next(self.messages)))
+            # It is there, says `ray.wait`; but the node that holds it may be lost meanwhile.
+            return cast(Message, ray.get(next(self.messages), timeout=PATIENCE))
         except (StopIteration, ray.exceptions.RayError) as error:
             self.kill()
             return Died((str(error).splitlines() or ["it ended"])[0])
 
     def kill(self) -> None:
+        """See `crew.Hand`."""
         self.messages = None
         ray.kill(self._actor)

@@ -58,13 +58,18 @@ class Ready(NamedTuple):
     version: str  # of mal
 
     @property
+    def device_kind(self) -> str:
+        """Of one device or of several: "cuda" for cuda:0,cuda:1."""
+        return self.device.partition(",")[0].partition(":")[0]
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """What decides the bytes; alike for all workers of a run."""
         return (
             self.model_id,
             self.constants,
             self.backend,
-            self.device.partition(":")[0],
+            self.device_kind,
             self.pixels,
             self.batch,
             self.version,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mal.errors import MalError, UsageError
+from mal.errors import Interrupted, MalError, UsageError
 from mal.runtime import label as label_module
+from mal.runtime import processes as processes_module
 from mal.runtime.blocks import Block, BlockWork, ImageRef
 from mal.runtime.crew import DEATHS, Died, FarCrew, Todo
 from mal.runtime.journal import ENTRY, Record
@@ -162,17 +163,33 @@ READY = Ready("0" * 12, None, "fake", "cpu", 1, "numpy", 4, "0")  # pyright: ign
 
 
 class FakeHand:
-    """A worker of one result an object; `script` says when it dies instead."""
+    """A worker of one result an object.
+
+    Args:
+        mail: where it says what it has to say.
+        dies_at, silent_at: (block, object) at which it dies, or says nothing any more, instead.
+        starts: how often it can be started.
+    """
 
     name = "fake"
 
-    def __init__(self, number: int, mail: list[tuple[int, Any]], dies_at: set[tuple[int, int]]) -> None:
-        self._number, self._mail, self._dies_at = number, mail, dies_at
+    def __init__(
+        self,
+        number: int,
+        mail: list[tuple[int, Any]],
+        dies_at: Collection[tuple[int, int]] = (),
+        silent_at: Collection[tuple[int, int]] = (),
+        starts: int = 1000,
+    ) -> None:
+        self._number, self._mail, self._dies_at, self._silent_at = number, mail, dies_at, silent_at
+        self._starts = starts
         self.alive = False
 
     def start(self) -> None:
-        self.alive = True
-        self._mail.append((self._number, READY))
+        self._starts -= 1
+        self.alive = self._starts >= 0
+        if self.alive:
+            self._mail.append((self._number, READY))
 
     def give(self, message: BlockWork | Stop | None) -> None:
         if not self.alive:
@@ -182,9 +199,10 @@ class FakeHand:
             self._mail.append((self._number, Closing(zeros, zeros, 4)))
             return
         for at in range(message.done, len(message.image)):
-            if (message.index, at) in self._dies_at:
+            if (message.index, at) in {*self._dies_at, *self._silent_at}:
                 self.alive = False
-                self._mail.append((self._number, Died("killed by SIGKILL")))
+                if (message.index, at) in self._dies_at:
+                    self._mail.append((self._number, Died("killed by SIGKILL")))
                 return
             entries = np.zeros(1, ENTRY)
             entries["kind"] = 1
@@ -194,9 +212,11 @@ class FakeHand:
         self.alive = False
 
 
-def fake_crew(count: int, dies_at: set[tuple[int, int]]) -> tuple[FarCrew, Todo]:
-    mail: list[tuple[int, Message | Died]] = []
-    hands = [FakeHand(number, mail, dies_at) for number in range(count)]
+Mail = list[tuple[int, Message | Died]]
+
+
+def fake_crew(mail: Mail, hands: Sequence[FakeHand]) -> tuple[FarCrew, Todo]:
+    """A crew, and five blocks of four objects."""
     blocks = [Block(index, 4 * index, 4 * index + 4) for index in range(5)]
 
     def work(block: Block, done: int) -> BlockWork:
@@ -204,19 +224,27 @@ def fake_crew(count: int, dies_at: set[tuple[int, int]]) -> tuple[FarCrew, Todo]
         return BlockWork(block.index, done, np.zeros((4, 4)), image, [ImageRef(f"{block.index}.jpg", 1, 1)], {})
 
     todo = Todo(blocks, dict.fromkeys(range(5), 0), work)
-    return FarCrew(hands, lambda: mail.pop(0), needed=1), todo
+    return FarCrew(hands, lambda _: mail.pop(0) if mail else None, needed=1, patience=0.2), todo
+
+
+def label_all(crew: FarCrew, todo: Todo) -> list[tuple[int, int]]:
+    return [(some.block, some.record.start) for some in crew.run(todo, lambda: False)]
+
+
+ALL = [(block, at) for block in range(5) for at in range(4)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_object_comes_once_and_in_the_order_of_its_block(count: int) -> None:
-    crew, todo = fake_crew(count, set())
-    found = [(some.block, some.record.start) for some in crew.run(todo, lambda: False)]
-    assert sorted(found) == [(block, at) for block in range(5) for at in range(4)]
+    mail: Mail = []
+    found = label_all(*fake_crew(mail, [FakeHand(number, mail) for number in range(count)]))
+    assert sorted(found) == ALL
     assert all([at for block, at in found if block == index] == [0, 1, 2, 3] for index in range(5))
 
 
 def test_a_block_that_kills_its_workers_ends_the_run() -> None:
-    crew, todo = fake_crew(2, {(1, 2)})
+    mail: Mail = []
+    crew, todo = fake_crew(mail, [FakeHand(number, mail, dies_at={(1, 2)}) for number in range(2)])
     found: list[tuple[int, int]] = []
     with pytest.raises(MalError, match=rf"died {DEATHS} times in the block of images '1.jpg' to '1.jpg': killed"):
         found.extend((some.block, some.record.start) for some in crew.run(todo, lambda: False))
@@ -224,11 +252,56 @@ def test_a_block_that_kills_its_workers_ends_the_run() -> None:
     assert (1, 2) not in found
 
 
+@pytest.mark.parametrize("fault", ["dies_at", "silent_at"])
+def test_a_worker_without_work_gets_what_a_lost_one_leaves(fault: str) -> None:
+    """The other one is done with all blocks but these, and the lost one does not come back: no room for it."""
+    mail: Mail = []
+    lost = FakeHand(0, mail, **{fault: {(1, 2)}}, starts=1)
+    crew, todo = fake_crew(mail, [lost, FakeHand(1, mail)])
+    # The lost one's last words come when all others have been heard.
+    crew._listen = lambda _: mail.pop(next((at for at, (hand, _) in enumerate(mail) if hand), 0)) if mail else None
+    assert sorted(label_all(crew, todo)) == ALL
+    assert crew.deaths == 1
+
+
+def test_without_any_worker_the_run_ends() -> None:
+    mail: Mail = []
+    crew, todo = fake_crew(mail, [FakeHand(0, mail, dies_at={(1, 2)}, starts=1)])
+    with pytest.raises(MalError, match=r"no worker got ready within 0\.2 s; what is labelled is kept"):
+        label_all(crew, todo)
+    with pytest.raises(MalError, match="no worker got ready"):
+        fake_crew(mail, [FakeHand(0, mail, starts=0)])
+
+
 def test_workers_that_differ_are_refused() -> None:
-    crew, todo = fake_crew(2, set())
+    mail: Mail = []
+    crew, todo = fake_crew(mail, [FakeHand(number, mail) for number in range(2)])
     crew._ready[0] = READY._replace(backend="another")
     with pytest.raises(MalError, match="the workers differ"):
-        list(crew.run(todo, lambda: False))
+        label_all(crew, todo)
+
+
+@pytest.mark.parametrize(("before", "after"), [("cpu,cpu", "cpu"), ("cpu", "cpu,cpu")])
+def test_a_run_goes_on_with_another_number_of_workers(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    _, whole = run("whole.json", device="cpu")
+    at_result(monkeypatch, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        run("out.json", device=before)
+    report, found = run("out.json", device=after)
+    assert report.resumed > 0
+    assert found == whole
+
+
+def test_a_worker_that_is_stopped_is_replaced(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = run("one.json", device="cpu")
+    monkeypatch.setattr(processes_module, "PATIENCE", 5.0)
+    at_result(monkeypatch, 9, lambda: os.kill(children()[0], signal.SIGSTOP))
+    report, found = run("two.json", device="cpu,cpu", session_timeout=5.0)
+    assert found == whole
+    assert report.worker_deaths == 1
+    assert not children()
 
 
 @pytest.mark.slow
