@@ -20,6 +20,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,8 @@ SHRINKS = (8, 4, 2)
 """How many times smaller a JPEG may be decoded."""
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Picture:
     """A decoded image, perhaps smaller than it is."""
 
     pixels: Pixels

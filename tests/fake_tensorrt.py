@@ -344,7 +344,7 @@ class HostMemory:
 
     def allocate(self, size: int) -> Block:
         assert self.depth
-        memory = np.full(size // 4, np.nan, np.float32)
+        memory = np.full(-(-size // 4), np.nan, np.float32)
         return Block(memory.ctypes.data, size, memory)
 
     def pinned(self, shape: tuple[int, ...]) -> Any:
@@ -354,6 +354,10 @@ class HostMemory:
         assert array.flags.c_contiguous
         assert array.nbytes <= block.size
         ctypes.memmove(block.address, array.ctypes.data, array.nbytes)
+
+    def copy(self, to: Block, block: Block, stream: Any) -> None:
+        assert block.size <= to.size
+        ctypes.memmove(to.address, block.address, block.size)
 
     def download(self, array: Any, block: Block, stream: Any) -> None:
         assert array.flags.c_contiguous

@@ -1,4 +1,4 @@
-"""Build, find or load `libmal_cuda-<hash>.so`: all of ours that is compiled for GPUs, but TensorRT's plugin.
+"""Build, find or load `libmal_cuda-<hash>.so`: all of ours that GPUs run. TensorRT's plugin has the same lines in it.
 
 It needs nvcc to build, and a driver to run.
 """
@@ -19,11 +19,9 @@ Newer chips compile the PTX of the last two when they load the library (the H100
 an RTX 50, nor the reverse)."""
 
 _FOLDER = Path(__file__).parent
-_SOURCES = (_FOLDER / "crf_refine" / "cuda.cu", _FOLDER / "pixels" / "crops.cu")
-_READS = (
-    _FOLDER / "crf_refine" / "crf_refine.cuh",
-    _FOLDER / "deepstream" / "nvdsinfer_custom_impl_mal" / "crop.cuh",
-)
+SOURCES = (_FOLDER / "crf_refine" / "cuda.cu", _FOLDER / "pixels" / "crops.cu")
+CROP_HEADER = _FOLDER / "deepstream" / "nvdsinfer_custom_impl_mal" / "crop.cuh"
+READS = (_FOLDER / "crf_refine" / "crf_refine.cuh", CROP_HEADER)
 
 
 def build_cuda(cuda_architectures: Sequence[int] | None = None, folder: Path | None = None) -> Path:
@@ -67,6 +65,12 @@ def load_cuda(path: Path) -> ctypes.CDLL:
         pointer,
     ]  # fmt: skip
     library.mal_crf_refine_cuda.restype = ctypes.c_int
+    return declare_crops(library)
+
+
+def declare_crops(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Say what the function of crops.cu takes."""
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
     library.mal_cut_crops_cuda.argtypes = [
         pointer, integer, integer, pointer, integer, integer, integer, pointer, pointer,
     ]  # fmt: skip
@@ -98,7 +102,7 @@ def _recipe(cuda_architectures: Sequence[int] | None) -> Recipe:
     )  # fmt: skip
     if host := os.environ.get("CXX"):
         command += ("-ccbin", host)
-    return Recipe("mal_cuda", command, _SOURCES, _READS)
+    return Recipe("mal_cuda", command, SOURCES, READS)
 
 
 def machine_code(nvcc: str, wanted: Sequence[int] | None) -> list[str]:

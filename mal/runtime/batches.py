@@ -10,10 +10,10 @@ A batch is given out when it begins: crops can be cut to their place while it fi
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mal.boxes import Boxes
 from mal.images import Picture
+from mal.runtime.device_crops import Crops
 from mal.runtime.objects import Prepared
 
 
@@ -45,7 +45,7 @@ class Span:
             self.piece.picture = None
         return picture
 
-    def place(self, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+    def place(self, buffer: Crops) -> Crops:
         """The part of the batch's input (N, 3, S, S) that is theirs."""
         return buffer[self.at : self.at + self.crops]
 

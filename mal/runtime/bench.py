@@ -20,14 +20,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mal.datasets import BoxFile, open_boxes
 from mal.errors import InputError
 from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch, BatchCutter
 from mal.runtime.blocks import block_work, cut_blocks, cut_pieces, load_image
+from mal.runtime.device_crops import Crops
 from mal.runtime.label import label_dataset
 from mal.runtime.machine import cpu_count, peak_rss_mb
 from mal.runtime.objects import cut_boxes, prepare
@@ -154,7 +152,7 @@ def run_bench(
         )
 
 
-def _session_speed(session: Session, batches: list[NDArray[np.float32]], wanted: int) -> float:
+def _session_speed(session: Session, batches: list[Crops], wanted: int) -> float:
     """Crops/s of the session over `wanted` crops, the batches taken in turn."""
     crops = 0
     started = time.perf_counter()
@@ -171,7 +169,7 @@ class _Alone:
     """The host stages, one after the other in one thread."""
 
     crops: int
-    batches: list[NDArray[np.float32]]  # some of the session's inputs
+    batches: list[Crops]  # some of the session's inputs
     stages: dict[str, float]  # processor ms a box
 
 
@@ -180,7 +178,7 @@ def _host_stages(boxes: BoxFile, session: Session, size: int) -> _Alone:
     order = boxes.order()
     load = partial(load_image, source=boxes.source, constants=constants, allow_outside=True)
     alone = _Alone(0, [], {})
-    buffer = np.empty((size, 3, constants.size, constants.size), np.float32)
+    buffer: Crops = session.allocate(size)
     waiting: deque[Batch] = deque()
     for block in cut_blocks(boxes.image_row[order]):
         for piece in cut_pieces(block_work(boxes, order, block, 0), load):

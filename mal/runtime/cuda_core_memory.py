@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mal.errors import MissingPackageError
 from mal.runtime.device_memory import Block, DeviceArray, Floats, foreign_array
@@ -64,9 +65,13 @@ class CudaCoreMemory:
         memory.owner = buffer  # the array keeps `memory`, and so the buffer
         return np.ctypeslib.as_array(memory).reshape(shape)
 
-    def upload(self, block: Block, array: Floats, stream: Any) -> None:
+    def upload(self, block: Block, array: NDArray[Any], stream: Any) -> None:
         """See `DeviceMemory.upload`."""
         _check(driver.cuMemcpyHtoDAsync(block.address, array.ctypes.data, array.nbytes, stream.handle))
+
+    def copy(self, to: Block, block: Block, stream: Any) -> None:
+        """See `DeviceMemory.copy`."""
+        _check(driver.cuMemcpyDtoDAsync(to.address, block.address, block.size, stream.handle))
 
     def download(self, array: Floats, block: Block, stream: Any) -> None:
         """See `DeviceMemory.download`."""

@@ -57,8 +57,12 @@ class DeviceMemory(Protocol):
         """float32 memory of the host that the GPU reaches by itself: copies to and from it need no processor."""
         ...
 
-    def upload(self, block: Block, array: Floats, stream: Any) -> None:
+    def upload(self, block: Block, array: NDArray[Any], stream: Any) -> None:
         """Copy a contiguous array to the beginning of a block, in the stream's order."""
+        ...
+
+    def copy(self, to: Block, block: Block, stream: Any) -> None:
+        """Copy a whole block to the beginning of another one, in the stream's order."""
         ...
 
     def download(self, array: Floats, block: Block, stream: Any) -> None:

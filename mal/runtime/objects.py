@@ -19,6 +19,7 @@ from mal.errors import ImageError
 from mal.images import Picture
 from mal.masks import BoxMask
 from mal.plugins.pixels import pixels
+from mal.runtime.device_crops import Crops, DeviceCrops
 from mal.runtime.stages import Stages
 
 Image = NDArray[np.uint8]
@@ -159,6 +160,10 @@ def prepare(piece: Piece, stages: Stages) -> Prepared:
     return prepared
 
 
-def cut_boxes(picture: Picture, boxes: Boxes, constants: ModelConstants, out: NDArray[np.float32]) -> None:
-    """Cut the crops of (k, 4) clipped boxes into (k, 3, S, S), the session's input."""
-    pixels().cut_into(picture.pixels, expand(boxes, constants.expansion) / picture.shrink, constants.fill, out)
+def cut_boxes(picture: Picture, boxes: Boxes, constants: ModelConstants, out: Crops) -> None:
+    """Cut the crops of (k, 4) clipped boxes into (k, 3, S, S), the session's input, where that lies."""
+    rects = expand(boxes, constants.expansion) / picture.shrink
+    if isinstance(out, DeviceCrops):
+        out.cut(picture, rects)
+    else:
+        pixels().cut_into(picture.pixels, rects, constants.fill, out)

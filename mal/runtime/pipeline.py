@@ -23,6 +23,7 @@ from mal.boxes import Boxes
 from mal.errors import MalError, SessionHungError, UsageError
 from mal.images import Picture
 from mal.runtime.batches import Batch, BatchCutter
+from mal.runtime.device_crops import Crops
 from mal.runtime.objects import Piece, Prepared, cut_boxes, prepare
 from mal.runtime.session import Session
 from mal.runtime.session_threads import SESSION_TIMEOUT, SessionThreads, out_of_memory
@@ -89,7 +90,7 @@ class Pipeline:
         self._budget = budget
         self._thread = SessionThreads(session, batch, stages, timeout)
         self._event = Event()
-        self._buffers: list[Floats] = []  # of the session's input, kept from run to run
+        self._buffers: list[Crops] = []  # of the session's input, kept from run to run
 
     @property
     def limit(self) -> int:
@@ -155,7 +156,7 @@ class _Load:
     """A batch and its way into the session's input."""
 
     batch: Batch
-    buffer: Floats | None = None  # (N, 3, S, S), from its first crop on
+    buffer: Crops | None = None  # (N, 3, S, S), from its first crop on
     placed: int = 0  # spans whose crops are cut or being cut
     cuts: list[Future[None]] = field(default_factory=list[Future[None]])
 
@@ -171,7 +172,7 @@ class _Flow(Generic[T]):
         finish: Callable[[Batch, Floats, Floats], T],
         *,
         batch: int,
-        buffers: list[Floats],
+        buffers: list[Crops],
         workers: int,
         budget: float,
         max_wait: float | None,
@@ -367,7 +368,7 @@ class _Flow(Generic[T]):
         future.add_done_callback(self._wake)
         return future
 
-    def _cut(self, picture: Picture, boxes: Boxes, out: Floats) -> None:
+    def _cut(self, picture: Picture, boxes: Boxes, out: Crops) -> None:
         with self._stages.time("crop"):
             cut_boxes(picture, boxes, self._constants, out)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pycuda  # pyright: ignore[reportMissingImports]  an extra, for applications that have it
 import pycuda.driver as driver  # pyright: ignore[reportMissingImports]
+from numpy.typing import NDArray
 
 from mal.errors import DeviceError, ShapeError
 from mal.runtime.device_memory import Block, DeviceArray, Floats, foreign_array
@@ -55,9 +56,13 @@ class PyCudaMemory:
         """See `DeviceMemory.pinned`."""
         return driver.pagelocked_empty(shape, np.float32)
 
-    def upload(self, block: Block, array: Floats, stream: Any) -> None:
+    def upload(self, block: Block, array: NDArray[Any], stream: Any) -> None:
         """See `DeviceMemory.upload`."""
         driver.memcpy_htod_async(block.address, array, stream)
+
+    def copy(self, to: Block, block: Block, stream: Any) -> None:
+        """See `DeviceMemory.copy`."""
+        driver.memcpy_dtod_async(to.address, block.address, block.size, stream)
 
     def download(self, array: Floats, block: Block, stream: Any) -> None:
         """See `DeviceMemory.download`."""

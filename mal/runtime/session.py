@@ -8,7 +8,7 @@ student.safetensors ──► torch_session      torch, where it is installed
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +40,16 @@ class Session(Protocol):
     lanes: int
     auto_batch: int
 
-    def run(self, crops: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, crops: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(B, 3, S, S) float32 RGB 0..255 -> logits (B, h, w) float32, zero = boundary, and scores (B,) float32.
 
-        The results share no memory with the crops, which the caller overwrites afterwards.
+        The crops are an array of the host, or a part of what `allocate` gave. The results share no memory with them:
+        the caller overwrites them afterwards.
         """
         ...
 
-    def allocate(self, batch: int) -> NDArray[np.float32]:
-        """Uninitialised memory for crops (batch, 3, S, S) from which `run` is fastest."""
+    def allocate(self, batch: int) -> Any:
+        """Uninitialised memory for crops (batch, 3, S, S) from which `run` is fastest: `device_crops.Crops`."""
         ...
 
     def close(self) -> None:

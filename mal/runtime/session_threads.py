@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.errors import MalError, SessionHungError
+from mal.runtime.device_crops import Crops
 from mal.runtime.session import Session
 from mal.runtime.stages import Stages
 
@@ -30,7 +31,7 @@ _OUT_OF_MEMORY = re.compile(
 
 class _Call(NamedTuple):
     cuts: "Sequence[Future[None]]"  # crops that are perhaps still being cut
-    crops: Floats
+    crops: Crops
     answer: "Future[tuple[Floats, Floats]]"
 
 
@@ -70,7 +71,7 @@ class SessionThreads:
         for _ in range(self.session.lanes):
             self._calls.put(None)
 
-    def call(self, cuts: "Sequence[Future[None]]", crops: Floats) -> "Future[tuple[Floats, Floats]]":
+    def call(self, cuts: "Sequence[Future[None]]", crops: Crops) -> "Future[tuple[Floats, Floats]]":
         """Logits and scores of crops, some time. Cancel the future to withdraw a call that has not begun.
 
         Args:
@@ -140,7 +141,7 @@ class SessionThreads:
             if begins:
                 self._busy_since[me] = now
 
-    def _run(self, crops: Floats) -> tuple[Floats, Floats]:
+    def _run(self, crops: Crops) -> tuple[Floats, Floats]:
         logits: list[Floats] = []
         scores: list[Floats] = []
         at = 0

@@ -5,6 +5,7 @@ model.plan ─► manifest and sha256 ─► this TensorRT? ─► this chip? �
                                                                                        while the other is computed
 """
 
+import ctypes
 import math
 import queue
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mal.errors import DeviceError, EngineError, ModelFileError, ShapeError, UsageError
+from mal.plugins import cuda_library
+from mal.runtime.device_crops import CropCutter, Crops, DeviceCrops
 from mal.runtime.device_memory import Block, DeviceArray, DeviceMemory, is_device_array, open_memory
 from mal.runtime.machine import Gpu, gpus
 from mal.runtime.plan_file import Plan, check_file, read_plan
@@ -42,10 +45,11 @@ class TensorRTSession:
         self.device = f"cuda:{gpu.index}"
         self._held = ExitStack()
         self._engine: Any = None
+        plugin = _plugin(plan)
         try:
             self._memory = open_memory(gpu.index)
             with self._memory.current():
-                self._held.enter_context(plugin_registered(self._trt, _plugin(plan)))
+                self._held.enter_context(plugin_registered(self._trt, plugin))
                 self._engine = self._deserialize(plan)
                 self._sizes = _Sizes(self._trt, self._engine, plan)
                 lanes = [_Lane(self._trt, self._engine, self._memory, self._sizes) for _ in range(LANES)]
@@ -55,14 +59,20 @@ class TensorRTSession:
             self._held.close()
             raise
         self.auto_batch = self._sizes.best
-        self.backend = f"{self._trt.__name__} {self._trt.__version__}, {launch}, {self._memory.name}"
+        where = "crops cut on the host (`mal plugins build` with nvcc: on the GPU)"
+        self._cutter: CropCutter | None = None
+        if library := _crop_kernel(plugin):
+            self._cutter = CropCutter(library, self._memory, self.constants.size, self.constants.fill)
+            where = "crops cut on the GPU"
+        self.backend = f"{self._trt.__name__} {self._trt.__version__}, {launch}, {self._memory.name}, {where}"
         self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for lane in lanes:
             self._free.put(lane)
 
-    def run(self, crops: Floats) -> tuple[Floats, Floats]:
+    def run(self, crops: Crops) -> tuple[Floats, Floats]:
         """See `Session.run`."""
-        check_crops(crops, self.constants.size)
+        if not isinstance(crops, DeviceCrops):
+            check_crops(crops, self.constants.size)
         self._check_count(len(crops), 1)
         lane = self._free.get()
         try:
@@ -94,8 +104,10 @@ class TensorRTSession:
         finally:
             self._free.put(lane)
 
-    def allocate(self, batch: int) -> Floats:
-        """See `Session.allocate`: memory that the GPU copies from by itself."""
+    def allocate(self, batch: int) -> Crops:
+        """See `Session.allocate`: memory of the GPU; without our CUDA library, such as it copies from by itself."""
+        if self._cutter:
+            return self._cutter.allocate(batch)
         with self._memory.current():
             return self._memory.pinned((batch, *self._sizes.crop))
 
@@ -178,15 +190,14 @@ class _Lane:
         self._graphs = self._launch is not None
         return "CUDA graph" if self._graphs else "no CUDA graph"
 
-    def run(self, crops: Floats) -> tuple[Floats, Floats]:
-        """Host to host; B from 1 to the profile's most."""
+    def run(self, crops: Crops) -> tuple[Floats, Floats]:
+        """Answers on the host; B from 1 to the profile's most. What an engine wants beyond B are crops from before."""
         given, count = len(crops), max(len(crops), self._sizes.least)
-        if count > given:
-            padded = np.zeros((count, *self._sizes.crop), np.float32)
-            padded[:given] = crops
-            crops = padded
         logits, score = self._host_logits[:count], self._host_score[:count]
-        self._memory.upload(self._crops, np.ascontiguousarray(crops), self.stream)
+        if isinstance(crops, DeviceCrops):  # to where the CUDA graph reads; the caller cuts others meanwhile
+            self._memory.copy(self._crops, crops.block, self.stream)
+        else:
+            self._memory.upload(self._crops, np.ascontiguousarray(crops), self.stream)
         self._execute(count)
         self._memory.download(logits, self._logits, self.stream)
         self._memory.download(score, self._score, self.stream)
@@ -300,3 +311,12 @@ def _plugin(plan: Plan) -> Path | None:
     library = plan.path.with_name(plan.facts.plugin)
     check_file(library, plan.facts.plugin_sha256, "plugin")
     return library
+
+
+def _crop_kernel(plugin: Path | None) -> ctypes.CDLL | None:
+    """The library that cuts crops: the one that came with the engine, else this machine's; None: there is neither."""
+    if plugin:
+        library = ctypes.CDLL(str(plugin))
+        if hasattr(library, "mal_cut_crops_cuda"):
+            return cuda_library.declare_crops(library)
+    return cuda_library.load() if cuda_library.available() else None

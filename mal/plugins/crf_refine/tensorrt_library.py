@@ -1,4 +1,4 @@
-"""Build the TensorRT plugin `libmal_crf_tensorrt-<hash>.so` from tensorrt_plugin.cu and the CUDA body.
+"""Build the TensorRT plugin `libmal_crf_tensorrt-<hash>.so` from tensorrt_plugin.cu and all that GPUs run of ours.
 
 It needs nvcc and TensorRT's headers, no TensorRT library and no GPU. One file serves TensorRT 10.9 to 11 and RTX.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 from mal.errors import MissingPackageError
 from mal.plugins.compile import Recipe, find_nvcc
 from mal.plugins.crf_refine.names import DOMAIN, ITERATIONS, NAME, VERSION, ZETA
-from mal.plugins.cuda_library import machine_code
+from mal.plugins.cuda_library import READS, SOURCES, machine_code
 
 _FOLDER = Path(__file__).parent
-_SOURCES = tuple(_FOLDER / name for name in ("tensorrt_plugin.cu", "cuda.cu"))
+_SOURCES = (_FOLDER / "tensorrt_plugin.cu", *SOURCES)
 _EXPORTS = _FOLDER / "tensorrt_plugin.map"
-_READS = (_FOLDER / "crf_refine.cuh", _EXPORTS)
+_READS = (*READS, _EXPORTS)
 # The header that came last among those we include (TensorRT 10.9).
 _HEADER = "NvInferPluginBase.h"
 

@@ -1,21 +1,23 @@
 """Crops on GPU memory, by the kernel of crops.cu."""
 
+import ctypes
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mal.config import Fill
 from mal.errors import MalError
-from mal.plugins.cuda_library import load
 from mal.plugins.pixels.compiled import FILLS
 
 
 def cut_crops_on_gpu(
-    image: int, size_of_image: tuple[int, int], rects: NDArray[np.float64], size: int, fill: Fill, crops: int,
-    stream: int,
+    library: ctypes.CDLL, image: int, size_of_image: tuple[int, int], rects: NDArray[np.float64], size: int, fill: Fill,
+    crops: int, stream: int,
 ) -> None:  # fmt: skip
     """Enqueue `mal.crops.cut_crops` on the current device, for the network's input.
 
     Args:
+        library: with the kernel, declared: `mal.plugins.cuda_library`.
         image: address of contiguous (h, w, 3) uint8 RGB on the device.
         size_of_image: h, w.
         rects: (n, 4) float64 x0, y0, x1, y1 in pixels of the image, checked by `mal.crops.check_crops`.
@@ -26,11 +28,10 @@ def cut_crops_on_gpu(
         stream: address of the CUDA stream.
 
     Raises:
-        MissingPackageError: the library is not built, or does not load.
         MalError: CUDA refused the launch.
     """
     rects = np.ascontiguousarray(rects, np.float64)
-    code = load().mal_cut_crops_cuda(
+    code = library.mal_cut_crops_cuda(
         image, *size_of_image, rects.ctypes.data, len(rects), size, FILLS.index(fill), crops, stream
     )
     if code:

@@ -1,5 +1,6 @@
 """A model of a few numbers that keeps the contract, and a data set with every kind of trouble."""
 
+import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from mal.config import ModelConstants
+from mal.errors import MissingPackageError
+from mal.plugins import cuda_library
+from mal.plugins.compile import Recipe, find_compiler
 
 SIZE = 32
 CONSTANTS = ModelConstants(backbone="tiny", size=SIZE)
@@ -122,3 +126,15 @@ def dataset(tmp_path: Path, rng: np.random.Generator) -> Path:
 @pytest.fixture
 def fake_session() -> FakeSession:
     return FakeSession()
+
+
+@pytest.fixture(scope="session")
+def crop_kernel() -> ctypes.CDLL:
+    """What crops.cu does, on memory of the host; declared."""
+    try:
+        command = (find_compiler(), "-std=c++17", "-O2", "-fPIC", "-ffp-contract=off")
+    except MissingPackageError as missing:
+        pytest.skip(str(missing))
+    header = cuda_library.CROP_HEADER
+    path = Recipe("mal_test_cut", command, (Path(__file__).with_name("cut_on_cpu.cpp"),), (header,)).build()
+    return cuda_library.declare_crops(ctypes.CDLL(str(path)))

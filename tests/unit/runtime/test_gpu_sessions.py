@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mal.crops import cut_crops, to_input
 from mal.errors import DeviceError, MissingPackageError
 from mal.export.gate_crops import gate_crops
+from mal.images import Picture
+from mal.runtime.device_memory import DeviceArray
 from mal.runtime.session import open_session
 
 pytestmark = pytest.mark.gpu
@@ -79,3 +82,20 @@ def test_engines(truth: tuple[np.ndarray, np.ndarray], target: str, tmp_path: Pa
         torch = pytest.importorskip("torch")
         logits, _ = session.run_on_device(torch.from_numpy(crops).cuda())  # type: ignore[attr-defined]
         same_masks(session, torch.as_tensor(logits, device="cuda").cpu().numpy(), expected)
+        cut_on_the_gpu(session)
+
+
+def cut_on_the_gpu(session: Any) -> None:
+    """The engine's own crops against those of the host, of one photograph."""
+    assert "crops cut on the GPU" in session.backend, session.backend
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (60, 80, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    rects = rng.uniform([-50, -50, 100, 100], [90, 90, 700, 530], (70, 4))
+    size, fill = session.constants.size, session.constants.fill
+    room = session.allocate(len(rects))
+    room.cut(Picture(image, 640, 480), rects)
+    torch = pytest.importorskip("torch")
+    view = DeviceArray(room.block, room.shape)
+    found = torch.as_tensor(view, device="cuda").cpu().numpy()
+    assert np.abs(found - to_input(cut_crops(image, rects, size, fill))).max() <= 1
+    same_masks(session, session.run(room[:64])[0], session.run(found[:64])[0])

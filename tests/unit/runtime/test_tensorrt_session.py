@@ -13,14 +13,18 @@ import pytest
 from fake_tensorrt import HostMemory, make_tensorrt
 from tensorrt_parts import SIZE, constants, tiny_model
 
+from mal.crops import cut_crops, to_input
 from mal.errors import DeviceError, EngineError, MalError, MissingPackageError, ModelFileError, ShapeError, UsageError
 from mal.export import engine_from_onnx, plan_cache, rebuild
 from mal.export.engine_from_onnx import build_engine
 from mal.export.engine_options import EngineOptions, Profile
 from mal.export.manifest import dump, make_manifest
 from mal.export.rebuild import rebuild_engine
+from mal.images import Picture
 from mal.runtime import tensorrt_package, tensorrt_session
+from mal.runtime.device_crops import DeviceCrops
 from mal.runtime.device_memory import DeviceArray
+from mal.runtime.labeler import MaskLabeler
 from mal.runtime.machine import Gpu
 from mal.runtime.plan_file import manifest_path
 from mal.runtime.session import open_session
@@ -38,6 +42,7 @@ class Bench:
         monkeypatch.setattr(plan_cache, "cache_folder", lambda: folder / "cache")
         monkeypatch.setattr(tensorrt_package, "_pin", lambda library: library)
         monkeypatch.setattr(tensorrt_session, "open_memory", lambda index: self.memory)
+        monkeypatch.setattr(tensorrt_session, "_crop_kernel", lambda plugin: None)  # no GPU would run it
         self.install(make_tensorrt())
         self.see(H200)
         self.write(tiny_model(refine=0).SerializeToString())
@@ -208,7 +213,8 @@ def test_logits_and_scores(bench: Bench, batch: int) -> None:
         np.testing.assert_allclose(logits, expected(given), atol=1e-5)
         np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected(given).mean((1, 2)))), atol=1e-6)
     assert (session.device, session.lanes, session.auto_batch) == ("cuda:0", 2, 4)
-    assert session.backend == "tensorrt 11.4.0.106, CUDA graph, fake-memory 1.0"
+    where = "crops cut on the host (`mal plugins build` with nvcc: on the GPU)"
+    assert session.backend == f"tensorrt 11.4.0.106, CUDA graph, fake-memory 1.0, {where}"
     assert session.allocate(3).shape == (3, 3, SIZE, SIZE)
 
 
@@ -250,6 +256,41 @@ def test_a_capture_that_fails_is_told(bench: Bench, monkeypatch: pytest.MonkeyPa
     assert "no CUDA graph (CUDA: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)" in session.backend
     for seed in range(3):
         np.testing.assert_allclose(session.run(crops(4, seed))[0], expected(crops(4, seed)), atol=1e-5)
+
+
+def test_crops_of_the_gpu_never_come_to_the_host(
+    bench: Bench, crop_kernel: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(tensorrt_session, "_crop_kernel", lambda plugin: crop_kernel)
+    session = open_session(bench.plan)
+    assert session.backend.endswith("crops cut on the GPU")
+    image = rng.integers(0, 256, (50, 60, 3), np.uint8)
+    rects = rng.uniform([-5, -5, 25, 25], [20, 20, 55, 55], (5, 4))
+    room = session.allocate(8)
+    assert isinstance(room, DeviceCrops)
+    room[:5].cut(Picture(image, 60, 50), rects)
+    bench.memory.events.clear()
+    monkeypatch.setattr(bench.memory, "upload", None)
+    given = to_input(cut_crops(image, rects, SIZE, session.constants.fill))
+    for count in (5, 3, 3, 5):
+        np.testing.assert_allclose(session.run(room[:count])[0], expected(given[:count]), atol=1 / 64)
+
+
+def test_masks_from_crops_of_the_gpu(
+    bench: Bench, crop_kernel: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    images = [rng.integers(0, 256, (8 + n, 10, 3), np.uint8).repeat(9, 0).repeat(9, 1) for n in range(4)]
+    boxes = [rng.uniform([-5, -5, 30, 30], [25, 25, 95, 80], (count, 4)) for count in (3, 70, 0, 9)]
+
+    def label() -> list[np.ndarray]:
+        with MaskLabeler(bench.plan, workers=3) as labeler:
+            return [result.masks for result in labeler.stream(zip(images, boxes, strict=True))]
+
+    on_host = label()
+    monkeypatch.setattr(tensorrt_session, "_crop_kernel", lambda plugin: crop_kernel)
+    for ours, theirs in zip(label(), on_host, strict=True):
+        assert ours.shape == theirs.shape
+        assert not theirs.size or np.mean(ours != theirs) < 0.001
 
 
 def test_two_batches_in_flight(bench: Bench) -> None:
