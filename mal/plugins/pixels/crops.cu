@@ -41,12 +41,7 @@ extern "C" __attribute__((visibility("default"))) int mal_cut_crops_cuda(
     void* stream) {
     if (height < 1 || width < 1 || n < 0 || size < 1 || fill < 0 || fill > static_cast<int>(Fill::wrap))
         return cudaErrorInvalidValue;
-    Frame frame{};
-    frame.first = image;
-    frame.step = 3;
-    frame.first_pitch = 3u * static_cast<unsigned>(width);
-    frame.width = width;
-    frame.height = height;
+    const Frame frame = rgb_frame(image, width, height);
     const dim3 threads(32, 8);
     for (int first = 0; first < n; first += kMost, crops += size_t{3} * kMost * size * size) {
         const int count = std::min(kMost, n - first);

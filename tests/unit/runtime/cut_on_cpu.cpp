@@ -8,12 +8,7 @@ using namespace mal::deepstream;
 
 extern "C" int mal_cut_crops_cuda(const uint8_t* image, int height, int width, const double* rects, int n, int size,
                                   int fill, float* crops, void*) {
-    Frame frame{};
-    frame.first = image;
-    frame.step = 3;
-    frame.first_pitch = 3u * static_cast<unsigned>(width);
-    frame.width = width;
-    frame.height = height;
+    const Frame frame = rgb_frame(image, width, height);
     for (int i = 0; i < n; ++i)
         for (int y = 0; y < size; ++y)
             for (int x = 0; x < size; ++x) {

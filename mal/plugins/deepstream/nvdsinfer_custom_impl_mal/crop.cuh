@@ -28,6 +28,17 @@ struct Frame {
     float luma_zero, luma_scale, red_v, green_u, green_v, blue_u;
 };
 
+// An image of RGB bytes without padding.
+inline Frame rgb_frame(const uint8_t* pixels, int width, int height) {
+    Frame frame{};
+    frame.first = pixels;
+    frame.step = 3;
+    frame.first_pitch = 3u * static_cast<unsigned>(width);
+    frame.width = width;
+    frame.height = height;
+    return frame;
+}
+
 struct Colour {
     float red, green, blue;
 };
