@@ -67,6 +67,8 @@ def backend(network: Network, model_name: str) -> ModuleType:
             (crops,) = self._inputs
             assert crops.name() == "crops"
             found = network(crops.as_numpy())
+            if not found:
+                return InferenceResponse(error=TritonError(f"{self._model} is not there"))
             return InferenceResponse([Tensor(name, found[name]) for name in self._names])
 
     def by_name(holder: Any, name: str) -> Tensor:

@@ -61,18 +61,19 @@ def export_triton(request: ExportRequest) -> ExportReport:
         source, lines, pictures, content = made.source, made.lines, made.pictures(path), made.content
         manifest = made.manifest("triton")
     with new_folder(path) as folder:
-        write_repository(folder, content, plan)
+        write_repository(folder, content, plan, manifest["precision"])
         write_all([(manifest_path(path), dump(manifest)), *pictures])
     return ExportReport(source, path, manifest, lines, f"where Triton is, start it as {path / 'README.md'} says")
 
 
-def write_repository(folder: Path, onnx: bytes, plan: Plan | None = None) -> None:
+def write_repository(folder: Path, onnx: bytes, plan: Plan | None = None, precision: str = "fp32") -> None:
     """Fill a folder with both models.
 
     Args:
         folder: existing, empty.
         onnx: file of ours: the network, or what `plan` was built from.
         plan: the engine that is the network, with its plugin beside it.
+        precision: of the network.
 
     Raises:
         ModelFileError: something that the engine needs is missing.
@@ -80,7 +81,7 @@ def write_repository(folder: Path, onnx: bytes, plan: Plan | None = None) -> Non
     constants, inputs, outputs = _read_onnx(onnx)
     engine = plan.facts if plan else None
     profile = Profile.parse(engine.profile) if engine else None
-    _write_model(folder / NETWORK, _network_config(_tensors(inputs), _tensors(outputs), profile))
+    _write_model(folder / NETWORK, _network_config(_tensors(inputs), _tensors(outputs), profile, precision))
     model = folder / NETWORK / "1" / ("model.plan" if plan else "model.onnx")
     model.write_bytes(plan.content if plan else onnx)
     if plan and plan.facts.plugin:
@@ -88,7 +89,7 @@ def write_repository(folder: Path, onnx: bytes, plan: Plan | None = None) -> Non
     _write_model(folder / LABEL, _label_config(constants, profile.maximum if profile else MAX_BATCH))
     code = resources.files("mal.export") / "triton_model.py"
     (folder / LABEL / "1" / "model.py").write_bytes(code.read_bytes())
-    (folder / "README.md").write_text(_readme(constants, engine))
+    (folder / "README.md").write_text(_readme(constants, engine, precision))
 
 
 def pbtxt(message: Mapping[str, Any], indent: str = "") -> str:
@@ -107,9 +108,11 @@ def pbtxt(message: Mapping[str, Any], indent: str = "") -> str:
 
 
 def _network_config(
-    inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], profile: Profile | None
+    inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]], profile: Profile | None, precision: str
 ) -> dict[str, Any]:
     (crops,) = inputs
+    # The integer kernels of an INT8 ONNX file are those of ONNX Runtime's CPU; on a GPU it would be slower than FP32.
+    kind = "KIND_GPU" if profile else "KIND_CPU" if precision == "int8" else "KIND_AUTO"
     most = profile.maximum if profile else MAX_BATCH
     return {
         "name": NETWORK,
@@ -122,7 +125,7 @@ def _network_config(
             **({"preferred_batch_size": [profile.best]} if profile else {}),
             "max_queue_delay_microseconds": QUEUE_DELAY,
         },
-        "instance_group": [{"count": 1, "kind": Word("KIND_GPU" if profile else "KIND_AUTO")}],
+        "instance_group": [{"count": 1, "kind": Word(kind)}],
         # The smallest and the largest call: the first requests find memory allocated and kernels chosen.
         "model_warmup": [
             {
@@ -204,9 +207,10 @@ def _write_model(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.pbtxt").write_text(pbtxt(config))
 
 
-def _readme(constants: ModelConstants, engine: EngineFacts | None) -> str:
+def _readme(constants: ModelConstants, engine: EngineFacts | None, precision: str) -> str:
     side, plugin = constants.size, engine.plugin if engine else None
-    served = f"an engine of {engine.tensorrt}: Triton's must be the same" if engine else "ONNX"
+    where = ", on the CPU: for a GPU serve an engine" if precision == "int8" else ""
+    served = f"an engine of {engine.tensorrt}: Triton's must be the same" if engine else f"ONNX{where}"
     load = f"LD_PRELOAD=$PWD/{NETWORK}/{plugin} " if plugin else ""
     why = (
         f"\n`{NETWORK}` holds an operation of ours, CRF refinement; `LD_PRELOAD` loads its library.\n" if plugin else ""
@@ -216,8 +220,8 @@ def _readme(constants: ModelConstants, engine: EngineFacts | None) -> str:
 
 Made by `mal export --target triton` of mal {mal.__version__}. Licence of the weights: {constants.licence}.
 
-* `{NETWORK}` ({served}): `crops` (B, 3, {side}, {side}) float32 RGB, 0..255, to `logits`, zero is the boundary, and
-  `score`.
+* `{NETWORK}` ({precision.upper()}, {served}):
+  `crops` (B, 3, {side}, {side}) float32 RGB, 0..255, to `logits`, zero is the boundary, and `score`.
 * `{LABEL}` (Python): `image` (H, W, 3) uint8 RGB and `boxes` (N, 4) float32 x0, y0, x1, y1 in pixels, to N each of
   `rle`, COCO's compressed run lengths of an (H, W) mask; `scores`, 0..1; and `flags`: "clipped", "empty", or why a box
   has no mask. Its `rle` is "" then.

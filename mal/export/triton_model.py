@@ -13,16 +13,20 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 
-from mal.boxes import Boxes, as_boxes, usable
+from mal.boxes import Boxes, usable
 from mal.config import ModelConstants
-from mal.errors import MalError, ShapeError
+from mal.errors import MalError
 from mal.images import Picture
 from mal.plugins.pixels import pixels
+from mal.runtime.batches import Batch, BatchCutter
 from mal.runtime.labeler import NO_AREA
-from mal.runtime.objects import Piece, SharedImage, cut_boxes, judge, prepare
+from mal.runtime.objects import Piece, SharedImage, check_arrays, cut_boxes, prepare
+from mal.runtime.results import outcomes
 from mal.runtime.stages import Stages
 
-Answer = tuple[list[bytes], list[float], list[bytes]]  # run lengths, scores, flags: one a box
+BATCHES = 2  # of one request with crops in memory: those of one are cut while those of another are in the network
+
+Answer = tuple[bytes, float, bytes]  # of a box: run lengths, score, flags
 
 
 class TritonPythonModel:
@@ -41,11 +45,13 @@ class TritonPythonModel:
         return list(await asyncio.gather(*map(self._respond, requests)))
 
     async def _respond(self, request: Any) -> Any:
-        image, boxes = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("image", "boxes"))
         try:
-            rle, scores, flags = await self._label(image, boxes)
-        except MalError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+            image, boxes = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("image", "boxes"))
+            answers = await self._label(image, boxes)
+        except Exception as error:  # whatever it is, the other requests of this call get their answers
+            words = str(error) if isinstance(error, MalError) else f"{type(error).__name__}: {error}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(words))
+        rle, scores, flags = zip(*answers, strict=True) if answers else ((), (), ())
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor("rle", np.array(rle, np.object_)),
@@ -54,27 +60,31 @@ class TritonPythonModel:
             ]
         )
 
-    async def _label(self, image: NDArray[np.uint8], wanted: NDArray[np.float32]) -> Answer:
-        boxes = as_boxes(wanted)
-        if not np.isfinite(boxes).all():
-            raise ShapeError("a box is not finite; expected x0, y0, x1, y1 in pixels")
+    async def _label(self, image: object, wanted: object) -> list[Answer]:
+        array, boxes = check_arrays(image, wanted)
+        picture = Picture(array, array.shape[1], array.shape[0])
         reasons: list[str | None] = [None if good else NO_AREA for good in usable(boxes)]
-        picture = Picture(image, image.shape[1], image.shape[0])
         piece = prepare(Piece((0, 0), SharedImage(lambda: picture), boxes, reasons, 0), Stages())
-        starts = range(0, len(piece.boxes), self._batch)
-        parts = await asyncio.gather(
-            *(self._run(picture, piece.boxes[start : start + self._batch]) for start in starts)
-        )
-        rle, scores = [b""] * len(boxes), [0.0] * len(boxes)
-        flags = [(reason or "").encode() for reason in piece.reasons]
-        if parts:
-            logits, raw = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-            masks = pixels().masks_from_logits(logits, piece.boxes, self._constants.expansion)
-            counts = pixels().encode(masks, [piece.size] * len(masks))
-            for index, mask, score, text in zip(piece.which.tolist(), masks, raw.tolist(), counts, strict=True):
-                scores[index], words = judge(mask, score, int(piece.flags[index]))
-                rle[index], flags[index] = text, ",".join(words.words).encode()
-        return rle, scores, flags
+        room = asyncio.Semaphore(BATCHES)
+        parts = (self._label_batch(picture, batch, room) for batch in BatchCutter(self._batch).add(piece))
+        return [answer for part in await asyncio.gather(*parts) for answer in part]
+
+    async def _label_batch(self, picture: Picture, batch: Batch, room: asyncio.Semaphore) -> list[Answer]:
+        logits = scores = np.empty(0, np.float32)
+        if batch.crops:
+            async with room:
+                logits, scores = await self._run(picture, batch.boxes())
+        found = list(outcomes(batch, logits, scores, self._constants.expansion))
+        masks = [outcome.mask for outcome in found if outcome.mask]
+        texts = iter(pixels().encode(masks, [(picture.height, picture.width)] * len(masks)))
+        return [
+            (
+                next(texts) if outcome.mask else b"",
+                outcome.score,
+                (outcome.reason or ",".join(outcome.flags.words)).encode(),
+            )
+            for outcome in found
+        ]
 
     async def _run(self, picture: Picture, boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The crops of (B, 4) boxes through the network: logits (B, h, w) and scores (B,)."""

@@ -79,6 +79,19 @@ def _template(name: str, direction: Any) -> Any:
 _TEMPLATES = (_template("sink", Gst.PadDirection.SINK), _template("src", Gst.PadDirection.SRC))
 
 
+def _told_on_the_bus(process: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A part's `do_transform_ip`: nothing may be raised into GStreamer, so what `process` raises ends the stream."""
+
+    def do_transform_ip(self: Any, buffer: Any) -> Any:
+        try:
+            return process(self, buffer)
+        except Exception as error:
+            post_error(self, Gst.StreamError, Gst.StreamError.FAILED, error)
+            return Gst.FlowReturn.ERROR
+
+    return do_transform_ip
+
+
 class _Part(GstBase.BaseTransform):
     """What `submit` and `attach` share: RGB frames, changed in place."""
 
@@ -91,17 +104,6 @@ class _Part(GstBase.BaseTransform):
     def do_set_caps(self, incoming: Any, _outgoing: Any) -> bool:
         self._info = GstVideo.VideoInfo.new_from_caps(incoming)
         return True
-
-    def do_transform_ip(self, buffer: Any) -> Any:
-        try:
-            return self.process(buffer)
-        except Exception as error:  # nothing may be raised into GStreamer
-            post_error(self, Gst.StreamError, Gst.StreamError.FAILED, error)
-            return Gst.FlowReturn.ERROR
-
-    def process(self, buffer: Any) -> Any:
-        """What is done with a buffer, in a word of Gst.FlowReturn."""
-        raise NotImplementedError
 
     def pixels(self, buffer: Any, data: memoryview) -> NDArray[np.uint8]:
         """(H, W, 3) view of a mapped buffer."""
@@ -125,7 +127,8 @@ class _Submit(_Part):
         self.dropped = 0
         self.behind: Callable[[], bool] = lambda: False
 
-    def process(self, buffer: Any) -> Any:
+    @_told_on_the_bus
+    def do_transform_ip(self, buffer: Any) -> Any:
         if self.drop and self.behind():
             self.dropped += 1
             return _DROPPED
@@ -154,7 +157,8 @@ class _Attach(_Part):
         answers = Gst.PadProbeType.QUERY_UPSTREAM | Gst.PadProbeType.PULL
         self.get_static_pad("src").add_probe(answers, self._add_latency)
 
-    def process(self, buffer: Any) -> Any:
+    @_told_on_the_bus
+    def do_transform_ip(self, buffer: Any) -> Any:
         number = take_ticket(buffer)
         if number is None or self.flight.desk is None:
             return Gst.FlowReturn.OK

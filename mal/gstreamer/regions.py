@@ -46,7 +46,11 @@ _POINTER = ctypes.c_void_p
 
 
 class _Meta(ctypes.Structure):
-    """GstVideoRegionOfInterestMeta, as in gst/video/gstvideometa.h since 1.14."""
+    """GstVideoRegionOfInterestMeta, as in gst/video/gstvideometa.h since 1.14.
+
+    Its x, y, w, h are unsigned there. A detector that writes -10 into them means -10, and no frame has 2^31 columns, so
+    they are read as signed.
+    """
 
     _fields_ = (
         ("flags", ctypes.c_int),
@@ -54,10 +58,10 @@ class _Meta(ctypes.Structure):
         ("roi_type", ctypes.c_uint32),
         ("id", ctypes.c_int),
         ("parent_id", ctypes.c_int),
-        ("x", ctypes.c_uint),
-        ("y", ctypes.c_uint),
-        ("w", ctypes.c_uint),
-        ("h", ctypes.c_uint),
+        ("x", ctypes.c_int),
+        ("y", ctypes.c_int),
+        ("w", ctypes.c_int),
+        ("h", ctypes.c_int),
         ("params", ctypes.c_void_p),
     )
 

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.boxes import as_boxes, usable
+from mal.boxes import usable
 from mal.config import ModelConstants
 from mal.errors import ShapeError, UsageError
 from mal.images import Picture
 from mal.runtime.batches import Batch
 from mal.runtime.live import Live
 from mal.runtime.machine import cpu_count
-from mal.runtime.objects import PIECE, Image, Piece, SharedImage
+from mal.runtime.objects import PIECE, Image, Piece, SharedImage, check_arrays
 from mal.runtime.pipeline import Pipeline, batch_size
 from mal.runtime.results import Outcome, outcomes
 from mal.runtime.session import open_session
@@ -241,12 +241,4 @@ class _Pending:
 def _check(pair: object) -> tuple[Image, NDArray[np.float64]]:
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise ShapeError(f"expected pairs of an image and its boxes, got {type(pair).__name__}")
-    image, boxes = pair
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise ShapeError(f"image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
-    array = as_boxes(boxes)
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if len(bad):
-        raise ShapeError(f"box {bad[0]} is not finite: {array[bad[0]].tolist()}; expected x0, y0, x1, y1 in pixels")
-    return pixels, array
+    return check_arrays(*pair)

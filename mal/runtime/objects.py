@@ -13,9 +13,9 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.boxes import Boxes, clip, expand, usable
+from mal.boxes import Boxes, as_boxes, clip, expand, usable
 from mal.config import ModelConstants
-from mal.errors import ImageError
+from mal.errors import ImageError, ShapeError
 from mal.images import Picture
 from mal.masks import BoxMask
 from mal.plugins.pixels import pixels
@@ -50,6 +50,22 @@ def judge(mask: BoxMask, score: float, flags: int) -> tuple[float, Flag]:
     if not math.isfinite(score):
         return 0.0, found | Flag.NOT_FINITE
     return score, found
+
+
+def check_arrays(image: object, boxes: object) -> tuple[Image, Boxes]:
+    """An image and its boxes, as somebody's program gives them.
+
+    Raises:
+        ShapeError: another shape or dtype, NaN or infinity.
+    """
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ShapeError(f"image must be (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}")
+    array = as_boxes(boxes)
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ShapeError(f"box {bad[0]} is not finite: {array[bad[0]].tolist()}; expected x0, y0, x1, y1 in pixels")
+    return pixels, array
 
 
 class SharedImage:

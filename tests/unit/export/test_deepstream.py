@@ -62,11 +62,28 @@ def test_the_shipped_student_becomes_a_whole_folder(tmp_path: Path) -> None:
         export_model(ExportRequest("student", target="deepstream", output=made))
 
 
-@pytest.mark.parametrize("where", ["missing/ds", "file"])
-def test_an_output_that_cannot_be_is_said_before_the_work(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize("target", ["deepstream", "triton"])
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("missing/ds", "there is no folder"),
+        ("file", "is a file"),
+        ("model.onnx", "is a file's name"),
+        ("full", "something in it"),
+        ("/proc/ds", "cannot write /proc/ds"),
+        ("/", "name a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, words: str, target: str
+) -> None:
+    monkeypatch.delattr(f"mal.export.{target}.make_model")
     (tmp_path / "file").touch()
-    with pytest.raises((UsageError, OutputError), match=re.escape(str(tmp_path / where))):
-        export_model(ExportRequest("student", target="deepstream", output=tmp_path / where))
+    (tmp_path / "full" / "mine").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((UsageError, OutputError), match=re.escape(words)):
+        export_model(ExportRequest("student", target=target, output=tmp_path / where))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_failing_export_leaves_nothing(tmp_path: Path) -> None:

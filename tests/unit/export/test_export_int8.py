@@ -1,5 +1,6 @@
 """`mal export --int8`: what comes out, what is refused, what a reason overrides."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from mal.export.gate_crops import gate_crops
 from mal.export.parity import answers, onnx_model
 from mal.export.precision_gate import Budget, mask_iou
 from mal.export.request import ExportReport, ExportRequest
+from mal.runtime.onnx_file import MADE_FOR
 from mal.runtime.session import open_session
 
 PHOTOS = Path(str(resources.files("mal"))) / "models" / "photos" / "boxes.json"
@@ -85,6 +87,44 @@ def test_a_reason_is_recorded_with_what_it_overrides(exported: ExportReport) -> 
     if accepted:
         assert accepted["reason"] == REASON
         assert "mean mask-IoU" in accepted["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "model", "words"),
+    [
+        ("deepstream", "int8 around zero", "model.onnx", {
+            "config_infer_secondary_mal.txt": "model-engine-file=model.onnx_b32_gpu0_int8.engine",
+            "README.md": "Model: student, INT8,",
+            "Makefile": "--stronglyTyped",
+        }),
+        ("triton", "uint8 with zero points", "mal_student/1/model.onnx", {
+            "mal_student/config.pbtxt": "kind: KIND_CPU",
+            "README.md": "(INT8, ONNX, on the CPU: for a GPU serve an engine)",
+        }),
+    ],
+)  # fmt: skip
+def test_a_folder_holds_the_form_that_its_program_runs(
+    source: Path, tmp_path: Path, target: str, scheme: str, model: str, words: dict[str, str]
+) -> None:
+    output = tmp_path / "out"
+    request = ExportRequest(
+        source, precision="int8", calibrate=PHOTOS, output=output, target=target, accept=REASON, refine=2
+    )
+    export_model(request)
+    manifest = json.loads((tmp_path / "out.json").read_text())
+    assert (manifest["target"], manifest["precision"], manifest["refine"]) == (target, "int8", 2)
+    assert manifest["calibration"]["scheme"] == scheme
+    content = (output / model).read_bytes()
+    assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
+    found = onnx.load_from_string(content)
+    assert [pair.value for pair in found.metadata_props if pair.key == MADE_FOR] == (
+        ['"tensorrt"'] if target == "deepstream" else []
+    )
+    assert {value.type.tensor_type.elem_type for value in [*found.graph.input, *found.graph.output]} == {1}
+    for name, text in words.items():
+        assert text in (output / name).read_text()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left - {"out.calibration.png"} == {"out", "out.json"}
 
 
 def test_it_repeats(exported: ExportReport, source: Path, tmp_path: Path) -> None:

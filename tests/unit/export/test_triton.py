@@ -96,7 +96,7 @@ def test_the_constants_travel_with_mal_label(repository: Path) -> None:
         assert mal.config.ModelConstants.from_metadata(found, "it") == labeler.constants
 
 
-@pytest.mark.parametrize("repeat", [0, 1, 40])
+@pytest.mark.parametrize("repeat", [0, 1, 20])
 def test_mal_label_answers_like_the_labeler(repository: Path, image: np.ndarray, repeat: int) -> None:
     network = Network(repository)
     model = load_model(repository, network)
@@ -107,7 +107,7 @@ def test_mal_label_answers_like_the_labeler(repository: Path, image: np.ndarray,
     assert [tensor.name() for tensor in response.tensors] == ["rle", "scores", "flags"]
     assert (rle.dtype, scores.dtype, flags.dtype) == (np.object_, np.float32, np.object_)
     assert len(rle) == len(scores) == len(flags) == len(boxes)
-    assert network.batches == {0: [], 1: [2], 40: [64, 16]}[repeat]
+    assert network.batches == {0: [], 1: [2], 20: [32, 8]}[repeat]
     with mal.MaskLabeler(STUDENT, "cpu", batch=64) as labeler:
         expected = next(labeler.stream([(image, boxes)]))
     differ = 0
@@ -121,13 +121,62 @@ def test_mal_label_answers_like_the_labeler(repository: Path, image: np.ndarray,
     assert [bool(text) for text in rle] == [True, True, False, False] * repeat
 
 
-def test_a_bad_request_is_its_own_error(repository: Path, image: np.ndarray) -> None:
+NAN = np.array([[1, 1, 9, np.nan]], np.float32)
+# What comes for the image (None: the photograph), for the boxes, and what is answered.
+BAD_REQUESTS = {
+    "box not finite": (None, NAN, "box 0 is not finite"),
+    "five numbers a box": (None, np.ones((2, 5), np.float32), "boxes must be (N, 4)"),
+    "one box without its axis": (None, BOXES[0], "boxes must be (N, 4)"),
+    "boxes of bytes": (None, np.array([[b"1", b"2", b"3", b"x"]], np.object_), "boxes must be numbers"),
+    "grey": (np.zeros((20, 20), np.uint8), BOXES, "image must be (H, W, 3) uint8 RGB, got (20, 20) uint8"),
+    "grey with its axis": (np.zeros((20, 20, 1), np.uint8), BOXES, "got (20, 20, 1) uint8"),
+    "RGBA": (np.zeros((20, 20, 4), np.uint8), BOXES, "got (20, 20, 4) uint8"),
+    "floats": (np.zeros((20, 20, 3), np.float32), BOXES, "got (20, 20, 3) float32"),
+    "a batch of images": (np.zeros((1, 20, 20, 3), np.uint8), BOXES, "got (1, 20, 20, 3) uint8"),
+    "no pixels": (np.zeros((0, 20, 3), np.uint8), BOXES, "got (0, 20, 3) uint8"),
+    "encoded bytes": (np.array([b"\xff\xd8"], np.object_), BOXES, "got (1,) object"),
+}
+
+
+def test_bad_requests_are_their_own_errors_among_good_ones(repository: Path, image: np.ndarray) -> None:
     model = load_model(repository, Network(repository))
-    bad = BOXES.copy()
-    bad[1, 2] = np.nan
-    good, failed = ask(model, Request(image=image, boxes=BOXES), Request(image=image, boxes=bad))
-    assert not good.has_error()
-    assert "not finite" in failed.error().message()
+    requests = []
+    for picture, boxes, _ in BAD_REQUESTS.values():
+        bad = Request(image=image if picture is None else picture, boxes=boxes)
+        requests += [Request(image=image, boxes=BOXES[:1]), bad, Request(image=image, boxes=BOXES[2:])]
+    requests.append(Request(boxes=BOXES))
+    responses = ask(model, *requests)
+    assert responses.pop().has_error()  # no image at all
+    for (name, (_, _, words)), good, failed, without in zip(
+        BAD_REQUESTS.items(), responses[::3], responses[1::3], responses[2::3], strict=True
+    ):
+        assert words in failed.error().message(), name
+        assert good.tensors[0].as_numpy()[0]
+        assert not any(without.tensors[0].as_numpy())  # outside, and without area: no mask and no error
+
+
+@pytest.mark.parametrize("failure", ["the model says so", "the call breaks"])
+def test_a_network_that_fails_for_one_request_fails_no_other(repository: Path, image: np.ndarray, failure: str) -> None:
+    network = Network(repository)
+
+    def fail_second(crops: np.ndarray) -> dict[str, np.ndarray]:
+        found = network(crops)
+        if len(network.batches) == 2:
+            return {} if failure == "the model says so" else {"logits": found["logits"], "score": found["score"][:1]}
+        return found
+
+    first, second, third = ask(load_model(repository, fail_second), *[Request(image=image, boxes=BOXES)] * 3)
+    assert second.has_error()
+    assert not first.has_error()
+    assert not third.has_error()
+    assert (first.tensors[0].as_numpy() == third.tensors[0].as_numpy()).all()
+
+
+def test_logits_that_are_not_finite_are_told(repository: Path, image: np.ndarray) -> None:
+    network = Network(repository)
+    model = load_model(repository, lambda crops: network(crops) | {"logits": np.full((len(crops), 1, 48, 48), np.nan)})
+    (response,) = ask(model, Request(image=image, boxes=BOXES[:1]))
+    assert response.tensors[2].as_numpy().tolist() == [b"empty,not-finite"]
 
 
 def test_the_client_of_the_examples_gets_masks(repository: Path) -> None:

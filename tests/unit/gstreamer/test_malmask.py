@@ -61,6 +61,15 @@ def test_masks_of_a_video_file_are_the_labelers(gst: Any, clip: Clip, labeler: m
     assert whats[1].pixels.shape == (HEIGHT - 100, WIDTH - 250)
 
 
+def test_a_region_left_of_the_frame_is_read_with_its_sign(gst: Any) -> None:
+    from gi.repository import GstVideo
+    from mal.gstreamer.regions import read_regions
+
+    buffer = gst.Buffer.new_allocate(None, 3, None)
+    GstVideo.buffer_add_video_region_of_interest_meta(buffer, "object", 2**32 - 10, 2**32 - 5, 40, 30)
+    assert [region.box for region in read_regions(buffer)] == [(-10, -5, 30, 25)]
+
+
 class SlowLabeler:
     """Stands in for `MaskLabeler`: full masks, each frame after a while, and a failure when told to."""
 
