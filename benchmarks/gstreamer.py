@@ -1,10 +1,11 @@
 """`malmask` on a long video: throughput, latency and memory, beside the bare session in the same run.
 
-    python benchmarks/gstreamer.py [--frames 1000] [--objects 2] [--json benchmarks/results/gstreamer.json]
+    python benchmarks/gstreamer.py [--frames 1000] [--objects 2] [--only fast] [--json OUT.json]
 
 The video is made of one of the built-in photographs, moving; GStreamer's Python binding comes from the system
-(docs/gstreamer.md). Three runs: as fast as it goes; live at 30 frames a second, waiting for every frame; live and
-dropping. Latency is the time from the element's sink pad to its source pad.
+(docs/gstreamer.md). Four runs of so many frames each: as fast as it goes; live at 30 frames a second, waiting for every
+frame; live and dropping; eight streams at once, sharing one labeler. Latency is the time from the element's sink pad to
+its source pad; memory, the process's in each tenth of the run.
 """
 
 import argparse
@@ -30,7 +31,7 @@ sys.path.append("/usr/lib/python3/dist-packages")  # behind everything else: onl
 from mal.gstreamer.binding import Gst
 from mal.gstreamer.element import MalMask
 
-WIDTH, HEIGHT, RATE, CLIP = 640, 480, 30, 60
+WIDTH, HEIGHT, RATE, CLIP, STREAMS = 640, 480, 30, 60, 8
 BOXES = ((60, 40, 200, 320), (300, 90, 240, 260), (10, 300, 150, 150), (420, 20, 180, 200))
 
 
@@ -50,44 +51,43 @@ def make_clip(folder: Path, frames: int, objects: int) -> str:
     )
 
 
-def run(text: str) -> dict[str, float]:
-    """Play a pipeline with an element `mask`; figures of it."""
+def run(text: str, streams: int = 1) -> dict[str, object]:
+    """Play pipelines with an element `mask0`, `mask1`, … each; figures of all of them."""
     pipeline = Gst.parse_launch(text)
-    mask = pipeline.get_by_name("mask")
-    begun: dict[int, float] = {}
+    masks = [pipeline.get_by_name(f"mask{stream}") for stream in range(streams)]
+    begun: dict[tuple[int, int], float] = {}
     latencies: list[float] = []
     memory: list[float] = []
 
-    def enter(_pad: object, info: object) -> object:
-        begun[info.get_buffer().pts] = time.perf_counter()
+    def enter(_pad: object, info: object, stream: int) -> object:
+        begun[stream, info.get_buffer().pts] = time.perf_counter()
         return Gst.PadProbeReturn.OK
 
-    def leave(_pad: object, info: object) -> object:
-        latencies.append(time.perf_counter() - begun.pop(info.get_buffer().pts))
-        if len(latencies) % 50 == 0:
+    def leave(_pad: object, info: object, stream: int) -> object:
+        latencies.append(time.perf_counter() - begun.pop((stream, info.get_buffer().pts)))
+        if len(latencies) % 10 == 0:
             memory.append(rss_mb())
         return Gst.PadProbeReturn.OK
 
-    mask.get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, enter)
-    mask.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, leave)
+    for stream, mask in enumerate(masks):
+        mask.get_static_pad("sink").add_probe(Gst.PadProbeType.BUFFER, enter, stream)
+        mask.get_static_pad("src").add_probe(Gst.PadProbeType.BUFFER, leave, stream)
     pipeline.set_state(Gst.State.PAUSED)
     pipeline.get_state(60 * Gst.SECOND)
     start = time.perf_counter()
     pipeline.set_state(Gst.State.PLAYING)
-    message = pipeline.get_bus().timed_pop_filtered(3600 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
+    message = pipeline.get_bus().timed_pop_filtered(7200 * Gst.SECOND, Gst.MessageType.EOS | Gst.MessageType.ERROR)
     seconds = time.perf_counter() - start
     assert message.type == Gst.MessageType.EOS, message.parse_error()
-    dropped = mask.props.dropped
+    dropped = sum(mask.props.dropped for mask in masks)
     pipeline.set_state(Gst.State.NULL)
-    half = len(memory) // 2
     return {
         "frames": len(latencies),
         "dropped": dropped,
         "frames_per_s": round(len(latencies) / seconds, 1),
         "latency_ms_median": round(1000 * float(np.median(latencies)), 1),
         "latency_ms_95": round(1000 * float(np.quantile(latencies, 0.95)), 1),
-        "rss_mb_first_half": round(max(memory[:half], default=rss_mb()), 1),
-        "rss_mb_second_half": round(max(memory[half:], default=rss_mb()), 1),
+        "rss_mb_most_by_tenth": [round(float(part.max())) for part in np.array_split(memory, 10) if len(part)],
     }
 
 
@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--objects", type=int, default=2, choices=range(1, len(BOXES) + 1))
+    parser.add_argument("--only", choices=("fast", "waiting", "dropping", "streams"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     from motboxes import MotBoxes
@@ -119,7 +120,7 @@ def main() -> None:
     Gst.Element.register(None, "malmask", Gst.Rank.NONE, MalMask)
     Gst.Element.register(None, "motboxes", Gst.Rank.NONE, MotBoxes)
     result: dict[str, object] = {
-        "command": f"python benchmarks/gstreamer.py --frames {options.frames} --objects {options.objects}",
+        "command": f"python benchmarks/gstreamer.py {' '.join(sys.argv[1:])}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{cpu_count()} processors, load {os.getloadavg()[0]:.1f} at the start",
         "versions": {"gstreamer": Gst.version_string(), "python": platform.python_version(), "mal": mal.__version__},
@@ -129,14 +130,19 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         source = make_clip(Path(name), options.frames, options.objects)
-        for title, element, sink in (
-            ("as fast as it goes", "malmask name=mask", "fakesink sync=false"),
-            ("live, waiting", "malmask name=mask", "fakesink sync=true"),
-            ("live, dropping", "malmask name=mask drop=true batch=8", "fakesink sync=false"),
-        ):
-            live = "" if "fast" in title else "! identity sync=true "
-            figures = run(f"{source} {live}! {element} ! {sink}")
-            figures["objects_per_s"] = round(figures["frames_per_s"] * options.objects, 1)
+        one = "malmask name=mask0"
+        live = "identity sync=true !"
+        eighth = source.replace(f"num-buffers={options.frames}", f"num-buffers={options.frames // STREAMS}")
+        runs = {
+            "fast": (1, f"{source} ! {one} ! fakesink sync=false"),
+            "waiting": (1, f"{source} ! {live} {one} ! fakesink sync=true"),
+            "dropping": (1, f"{source} ! {live} {one} drop=true batch=8 ! fakesink sync=false"),
+            "streams": (STREAMS, " ".join(f"{eighth} ! malmask name=mask{i} ! fakesink" for i in range(STREAMS))),
+        }
+        for title in (options.only,) if options.only else runs:
+            streams, text = runs[title]
+            figures = run(text, streams)
+            figures["objects_per_s"] = round(float(figures["frames_per_s"]) * options.objects, 1)
             result[title] = figures
             print(f"{title}: {figures}", flush=True)
     if options.json:

@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -15,10 +17,19 @@ def environment() -> dict[str, list[str]]:
     The loader runs the system's Python, which knows neither this environment's packages nor an editable installation.
     """
     package = Path(mal.__file__).resolve().parent
-    return {
-        "GST_PLUGIN_PATH": [str(package / "gstreamer")],
-        "PYTHONPATH": list(dict.fromkeys([str(package.parent), sysconfig.get_paths()["purelib"]])),
-    }
+    folders = [str(package.parent), sysconfig.get_paths()["purelib"], *_binding()]
+    return {"GST_PLUGIN_PATH": [str(package / "gstreamer")], "PYTHONPATH": list(dict.fromkeys(folders))}
+
+
+def _binding() -> list[str]:
+    """The system's folder of the binding: where a virtual environment is active, the loader does not look there."""
+    python = shutil.which("python3", path=os.defpath)
+    if python is None:
+        return []
+    code = "import gi, pathlib; print(pathlib.Path(gi.__file__).parents[1])"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run([python, "-c", code], env=clean, capture_output=True, text=True, check=False)
+    return [done.stdout.strip()] if done.returncode == 0 else []
 
 
 def main() -> None:

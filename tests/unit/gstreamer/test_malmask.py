@@ -61,8 +61,8 @@ def test_masks_of_a_video_file_are_the_labelers(gst: Any, clip: Clip, labeler: m
     assert whats[1].pixels.shape == (HEIGHT - 100, WIDTH - 250)
 
 
-def test_a_region_left_of_the_frame_is_read_with_its_sign(gst: Any) -> None:
-    from gi.repository import GstVideo
+def test_a_region_left_of_the_frame_is_read_as_signed(gst: Any) -> None:
+    from mal.gstreamer.binding import GstVideo
     from mal.gstreamer.regions import read_regions
 
     buffer = gst.Buffer.new_allocate(None, 3, None)
@@ -236,6 +236,7 @@ def test_gst_launch_finds_it(gst: Any, clip: Clip, tmp_path: Path) -> None:
     environment = os.environ | folders
     environment["GST_PLUGIN_PATH"] += f":{ROOT / 'examples' / 'gstreamer'}"
     environment["GST_REGISTRY"] = str(tmp_path / "registry.bin")
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # an active virtual environment
     output = tmp_path / "painted.webm"
     words = f"{clip.source} ! malmask overlay=true ! videoconvert ! vp8enc deadline=1 ! webmmux ! filesink"
     done = subprocess.run(
