@@ -101,6 +101,7 @@ RANGES = {
     "network-input-order": (0, 1), "cluster-mode": (0, 4), "batch-size": (1, 1024), "gie-unique-id": (1, 2**31 - 1),
     "max-gpu-mem-per": (1, 100), "operate-on-gie-id": (-1, 2**31 - 1), "gpu-id": (0, 255), "expansion": (0, 10),
     "longest-side": (0, 4096), "every": (1, 10000), "attach-polygons": (0, 1), "tensor-data-type": (0, 7),
+    "scaling-buf-pool-size": (2, 1024), "tensor-buf-pool-size": (2, 1024),
 }  # fmt: skip
 
 NETWORK_TYPES = {"0": "detector", "1": "classifier", "2": "segmentation", "3": "instance segmentation", "100": "other"}

@@ -22,7 +22,7 @@ struct Bridge {
 
 extern "C" {
 
-Bridge* bridge_new(double expansion, int exact, unsigned longest_side, unsigned every, int polygons) {
+Bridge* bridge_new(double expansion, int exact, unsigned longest_side, unsigned every, int polygons, unsigned most) {
     mal::deepstream::Settings settings;
     settings.gie_id = kGie;
     settings.on_gie_id = 1;
@@ -31,6 +31,7 @@ Bridge* bridge_new(double expansion, int exact, unsigned longest_side, unsigned 
     settings.longest_side = longest_side;
     settings.every = every;
     settings.polygons = polygons;
+    settings.most_crops = most;
     return new Bridge(settings);
 }
 

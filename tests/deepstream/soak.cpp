@@ -96,6 +96,7 @@ int main(int count, char** words) {
     settings.on_gie_id = 1;
     settings.expansion = 0.3f;
     settings.crop = rois ? mal::deepstream::Crop::exact : mal::deepstream::Crop::clipped;
+    if (rois) settings.most_crops = 12;  // a few batches have more objects than nvdspreprocess has room for
     settings.longest_side = 64;
     settings.every = 3;
     settings.polygons = true;

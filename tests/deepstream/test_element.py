@@ -21,6 +21,7 @@ def program() -> Path:
 def _run(program: Path, config: str, tmp_path: Path, *words: str, **environment: str):
     path = tmp_path / "config.txt"
     path.write_text(config)
+    (tmp_path / "preprocess.txt").write_text("[property]\nnetwork-input-shape=8;3;4;4\n")
     # What GLib and GStreamer keep for the process is no leak of ours; metadata and buffers are counted by the program.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "GST_REGISTRY_FORK": "no", **environment}
     return subprocess.run(

@@ -43,7 +43,9 @@ class MaskMeta(ctypes.Structure):
 def library() -> ctypes.CDLL:
     library = build_library("mal_test_bridge", [*CORE, FAKE, HERE / "bridge.cpp"])
     library.bridge_new.restype = ctypes.c_void_p
-    library.bridge_new.argtypes = [ctypes.c_double, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_int]
+    library.bridge_new.argtypes = [
+        ctypes.c_double, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_uint,
+    ]  # fmt: skip
     library.bridge_object.argtypes = [ctypes.c_void_p, *[ctypes.c_float] * 4, ctypes.c_ulong, ctypes.c_int]
     library.bridge_result.argtypes = [
         ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float, ctypes.c_int,
@@ -57,9 +59,11 @@ def library() -> ctypes.CDLL:
 class Bridge:
     """A pipeline of one nvinfer; a batch at a time."""
 
-    def __init__(self, library: ctypes.CDLL, *, exact=False, longest_side=0, every=1, polygons=False) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, *, exact=False, longest_side=0, every=1, polygons=False, most=1000
+    ) -> None:
         self.library = library
-        self.handle = ctypes.c_void_p(library.bridge_new(EXPANSION, exact, longest_side, every, polygons))
+        self.handle = ctypes.c_void_p(library.bridge_new(EXPANSION, exact, longest_side, every, polygons, most))
 
     def batch(self, boxes, number=0, source=0, width=WIDTH, height=HEIGHT, tracks=None, gie=1) -> None:
         """One frame with boxes x0, y0, x1, y1."""
@@ -329,6 +333,19 @@ def test_boxes_without_an_area_in_the_frame(make, box) -> None:
     np.testing.assert_array_equal(bridge.rect(), rect)
     assert bridge.mask() is None
     assert bridge.metrics()["unusable"] == 1
+
+
+def test_a_batch_asks_for_no_more_than_nvdspreprocess_has_room_for(make, rng) -> None:
+    bridge, boxes = make(most=2, every=10), [(20 * i, 20, 20 * i + 19, 60) for i in range(4)]
+    for number, asked in enumerate([[0, 1], [2, 3], []]):  # who got none asks first with the next frame
+        bridge.batch(boxes, number=number, tracks=list(range(4)))
+        bridge.before()
+        assert [index for index in range(4) if bridge.rect(index)[2]] == asked
+        for index in asked:
+            bridge.result(logits_of(rng), index)
+        bridge.after()
+        assert [bridge.rect(index) for index in range(4)] == [[20 * i, 20, 19, 40] for i in range(4)]
+    assert bridge.metrics() == {"wanted": 12, "masks": 4, "reused": 6, "misses": 2, "unusable": 0}
 
 
 def test_objects_of_other_detectors_stay_as_they_are(make) -> None:

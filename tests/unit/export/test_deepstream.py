@@ -204,6 +204,7 @@ PLANTED_PREPROCESS = [
     ("network-color-format=0", "network-color-format=1", "RGB"),
     ("maintain-aspect-ratio=0", "maintain-aspect-ratio=1", "maintain-aspect-ratio must be 0"),
     ("unique-id=18", "unique-id=17", "unique-id must differ"),
+    ("tensor-buf-pool-size=16", "tensor-buf-pool-size=1", "expected 2 to"),
     ("[group-0]", "[group-1]\nsrc-ids=0\nprocess-on-all-objects=1\n[group-0]", "only [group-0]"),
 ]
 

@@ -88,6 +88,14 @@ def test_the_networks_configuration_says_what_the_onnx_file_says(repository: Pat
         assert list(warm.inputs["crops"].dims) == list(config.input[0].dims)
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "KIND_AUTO"), ("fp16", "KIND_AUTO"), ("int8", "KIND_CPU")])
+def test_where_a_precision_runs(tmp_path: Path, precision: str, kind: str) -> None:
+    write_repository(tmp_path, STUDENT.read_bytes(), precision=precision)
+    (group,) = read_config(tmp_path, "mal_student").instance_group
+    assert type(group).Kind.Name(group.kind) == kind
+    assert f"({precision.upper()}, ONNX" in (tmp_path / "README.md").read_text()
+
+
 def test_the_constants_travel_with_mal_label(repository: Path) -> None:
     config = read_config(repository, "mal_label")
     assert (config.backend, config.max_batch_size) == ("python", 0)

@@ -2,6 +2,7 @@
 
 #include <glib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <set>
@@ -18,6 +19,9 @@ public:
     explicit Reader(const std::string& path) : path_(path), file_(g_key_file_new(), g_key_file_free) {
         GError* error = nullptr;
         if (!g_key_file_load_from_file(file_.get(), path.c_str(), G_KEY_FILE_NONE, &error)) fail(error);
+    }
+
+    void check_ours() const {
         if (!g_key_file_has_group(file_.get(), kOurs))
             fail("has no [mal] group; take the config that `mal export --target deepstream` wrote");
         gchar** keys = g_key_file_get_keys(file_.get(), kOurs, nullptr, nullptr);
@@ -83,10 +87,22 @@ private:
     std::unique_ptr<GKeyFile, void (*)(GKeyFile*)> file_;
 };
 
+// Both pools of nvdspreprocess lend a batch's memory until its GstBuffer is freed, and block while they are empty: a
+// buffer that needs more than is left would wait for itself. Half is left for it, as a sink keeps the buffer before it.
+unsigned find_most_crops(const std::string& path) {
+    const Reader reader(path);
+    const auto shape = reader.numbers(kTheirs, "network-input-shape");
+    if (shape.empty() || shape[0] < 1) reader.fail("[property] needs network-input-shape");
+    const unsigned pools = std::min(reader.whole(kTheirs, "scaling-buf-pool-size", 2, 1024, 6),
+                                    reader.whole(kTheirs, "tensor-buf-pool-size", 2, 1024, 6));
+    return pools / 2 * static_cast<unsigned>(shape[0]);
+}
+
 }  // namespace
 
 Config read_config(const std::string& path) {
     const Reader reader(path);
+    reader.check_ours();
     Config config;
     Settings& settings = config.settings;
     if (!reader.has(kOurs, "expansion")) reader.fail("[mal] needs expansion, a constant of the model");
@@ -104,7 +120,12 @@ Config read_config(const std::string& path) {
         const std::unique_ptr<gchar, void (*)(void*)> folder(g_path_get_dirname(path.c_str()), g_free);
         config.preprocess = std::string(folder.get()) + "/" + config.preprocess;
     }
-    settings.crop = config.preprocess.empty() ? Crop::clipped : Crop::exact;
+    if (!config.preprocess.empty()) {
+        settings.crop = Crop::exact;
+        settings.most_crops = find_most_crops(config.preprocess);
+    } else {
+        settings.crop = Crop::clipped;
+    }
     return config;
 }
 

@@ -24,7 +24,8 @@ typedef struct {
     guint64 wanted;   /* objects that the config asks masks for */
     guint64 masks;    /* made from a result of the network */
     guint64 reused;   /* taken from an earlier frame of the same track */
-    guint64 misses;   /* no result came: too small for nvinfer, a dropped batch, a track whose mask was lost */
+    guint64 misses;   /* no result came: too small for nvinfer, a dropped batch, a track whose mask was lost, more objects
+                         in a batch than nvdspreprocess's pools have room for */
     guint64 unusable; /* boxes without an area in the frame, not finite, or of a frame without a surface */
 } MalMaskMetrics;
 

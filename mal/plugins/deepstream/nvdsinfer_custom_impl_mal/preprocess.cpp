@@ -62,6 +62,14 @@ bool read(const CustomInitParams& given, CustomCtx* context) {
     return true;
 }
 
+// Jetson's frames are not: reading them would end all CUDA work of the process.
+bool is_readable(const void* pixels) {
+    cudaPointerAttributes about{};
+    const bool known = cudaPointerGetAttributes(&about, pixels) == cudaSuccess;
+    if (!known) cudaGetLastError();  // takes the error off
+    return known && about.type != cudaMemoryTypeUnregistered;
+}
+
 bool cut(CustomCtx* context, const NvDsPreProcessUnit& unit, int size, float* out) {
     const NvDsObjectMeta* object = unit.roi_meta.object_meta;
     const NvDsUserMeta* meta = object ? find_saved(*object, context->gie_id) : nullptr;
@@ -72,7 +80,7 @@ bool cut(CustomCtx* context, const NvDsPreProcessUnit& unit, int size, float* ou
     }
     const Box& box = static_cast<const Saved*>(meta->user_meta_data)->crop;
     Frame frame;
-    if (!make_frame(*unit.input_surf_params, &frame))
+    if (!make_frame(*unit.input_surf_params, &frame) || !is_readable(frame.first))
         return report(context, "frames must be 8-bit NV12 or RGBA in memory that CUDA can read, got colour format " +
                                    std::to_string(unit.input_surf_params->colorFormat));
     const Rectangle crop{box.x0, box.y0, box.x1, box.y1};

@@ -207,13 +207,14 @@ void MaskProbe::before(NvDsBatchMeta* batch, const NvBufSurface& surface) {
     const MetaLock meta_lock(batch);
     const std::lock_guard<std::mutex> lock(mutex_);
     ++batches_;
+    unsigned room = settings_.most_crops;
     for (NvDsMetaList* at = batch->frame_meta_list; at; at = at->next) {
         auto* frame = static_cast<NvDsFrameMeta*>(at->data);
         for (NvDsMetaList* of = frame->obj_meta_list; of; of = of->next) {
             auto* object = static_cast<NvDsObjectMeta*>(of->data);
             if (!wants(*object) || find_saved(*object, settings_.gie_id)) continue;
             ++metrics_.wanted;
-            auto saved = std::make_unique<Saved>(plan(*frame, *object, surface));
+            auto saved = std::make_unique<Saved>(plan(*frame, *object, surface, &room));
             if (!attach(batch, object, saved_type(), saved.get(), copy_saved, release_saved)) {
                 ++metrics_.misses;  // the pool is empty, so the rectangle stays as it came
                 continue;
@@ -234,7 +235,8 @@ void MaskProbe::before(NvDsBatchMeta* batch, const NvBufSurface& surface) {
     forget_old_tracks();
 }
 
-Saved MaskProbe::plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface) {
+Saved MaskProbe::plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface,
+                      unsigned* room) {
     const NvOSD_RectParams& rect = object.rect_params;
     Saved saved{Saved::Plan::nothing, settings_.gie_id, rect.left, rect.top, rect.width, rect.height, {}, {}, {}};
     if (frame.batch_id >= surface.numFilled) return saved;
@@ -244,7 +246,7 @@ Saved MaskProbe::plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, 
     saved.crop = settings_.crop == Crop::clipped
                      ? crop_in_frame(saved.visible, settings_.expansion, pixels.width, pixels.height)
                      : grown(saved.visible, settings_.expansion);
-    saved.plan = Saved::Plan::infer;
+    saved.plan = *room ? Saved::Plan::infer : Saved::Plan::miss;
     if (settings_.every > 1 && object.object_id != UNTRACKED_OBJECT_ID) {
         std::shared_ptr<Track>& track = tracks_[{frame.pad_index, object.object_id}];
         // Frame numbers that go backwards: the stream has begun anew, and ids may mean other objects.
@@ -252,10 +254,11 @@ Saved MaskProbe::plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, 
         track->used = batches_;
         if (track->asked && std::int64_t{frame.frame_num} - *track->asked < settings_.every)
             saved.plan = Saved::Plan::reuse;
-        else
+        else if (*room)
             track->asked = frame.frame_num;
         saved.track = track;
     }
+    if (saved.plan == Saved::Plan::infer) --*room;
     return saved;
 }
 
@@ -322,6 +325,8 @@ void MaskProbe::finish(NvDsBatchMeta* batch, NvDsObjectMeta* object, const Saved
         const std::lock_guard<std::mutex> lock(mutex_);
         if (saved.plan == Saved::Plan::nothing) {
             ++metrics_.unusable;
+        } else if (saved.plan == Saved::Plan::miss) {
+            ++metrics_.misses;
         } else if (saved.plan == Saved::Plan::reuse) {
             made = saved.track->made;
             ++(made ? metrics_.reused : metrics_.misses);

@@ -2,13 +2,14 @@
 The two halves of a mask, before and after nvinfer. All of it works on metadata and floats: no CUDA, no pad.
 
 before()  saves an object's rectangle and writes the one that the network shall see (or an empty one, so that nvinfer
-          passes over it: its track has a fresh mask, or the box has no area in the frame)
+          passes over it: its track has a fresh mask, the box has no area in the frame, or the batch is full)
 after()   restores it, and fills mask_params from this object's logits
 
 What is saved travels with the object as user metadata: a buffer that is dropped in between takes it along.
 */
 #pragma once
 
+#include <climits>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -32,6 +33,7 @@ struct Settings {
     std::vector<int> on_class_ids;   // objects of these classes only; empty: all
     double expansion = 0;            // the model's
     Crop crop = Crop::exact;
+    unsigned most_crops = UINT_MAX;  // of one batch; objects beyond it are misses
     unsigned longest_side = 0;       // most cells along a mask's longer side; 0: one a pixel
     unsigned every = 1;              // a tracked object gets a new mask every so many frames
     bool polygons = false;           // attach MalMaskMeta
@@ -41,7 +43,7 @@ struct Track;  // the last mask of a tracked object
 
 // What before() leaves on an object for nvdspreprocess and for after().
 struct Saved {
-    enum class Plan { infer, reuse, nothing } plan;
+    enum class Plan { infer, reuse, miss, nothing } plan;
     unsigned gie_id;
     float left, top, width, height;  // rect_params as they came
     Box visible, crop;
@@ -71,7 +73,7 @@ private:
     using Key = std::pair<unsigned, std::uint64_t>;  // the frame's pad_index, tracker id
 
     bool wants(const NvDsObjectMeta& object) const;
-    Saved plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface);
+    Saved plan(const NvDsFrameMeta& frame, const NvDsObjectMeta& object, const NvBufSurface& surface, unsigned* room);
     void finish(NvDsBatchMeta* batch, NvDsObjectMeta* object, const Saved& saved,
                 const std::map<const NvDsObjectMeta*, const NvDsUserMeta*>& on_rois);
     void forget_old_tracks();
