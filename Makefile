@@ -20,7 +20,7 @@ check: .venv/everything
 
 # Long proofs at their whole size; their logs are in benchmarks/results.
 soak: .venv/everything
-	MAL_SOAK_OBJECTS=100000 $(BIN)/pytest -s tests/deepstream/test_soak.py
+	MAL_SOAK_OBJECTS=100000 $(BIN)/pytest -s -o timeout=0 tests/deepstream/test_soak.py
 	MAL_FUZZ=2000 $(BIN)/pytest tests/unit/runtime/test_damaged_inputs.py
 	$(BIN)/python -m benchmarks.kills --runs 200 | tee benchmarks/results/kills.json
 	$(BIN)/python -m benchmarks.soak --batches 100000 | tee benchmarks/results/soak.json

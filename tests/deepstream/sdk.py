@@ -17,7 +17,7 @@ PLUGIN = HERE.parents[1] / "mal" / "plugins" / "deepstream" / "nvdsinfer_custom_
 CORE = [PLUGIN / f"{name}.cpp" for name in ("geometry", "outlines", "probe")]
 FAKE = HERE / "fake_deepstream.cpp"
 FLAGS = ["-std=c++17", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fPIC"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def headers() -> Path:

@@ -24,7 +24,6 @@ from mal.export.gate_crops import gate_crops
 from mal.export.parity import answers, onnx_model
 from mal.export.precision_gate import Budget, mask_iou
 from mal.export.request import ExportReport, ExportRequest
-from mal.runtime.onnx_file import MADE_FOR
 from mal.runtime.session import open_session
 
 PHOTOS = Path(str(resources.files("mal"))) / "models" / "photos" / "boxes.json"
@@ -117,9 +116,6 @@ def test_a_folder_holds_the_form_that_its_program_runs(
     content = (output / model).read_bytes()
     assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
     found = onnx.load_from_string(content)
-    assert [pair.value for pair in found.metadata_props if pair.key == MADE_FOR] == (
-        ['"tensorrt"'] if target == "deepstream" else []
-    )
     assert {value.type.tensor_type.elem_type for value in [*found.graph.input, *found.graph.output]} == {1}
     for name, text in words.items():
         assert text in (output / name).read_text()
