@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from sdk import CORE, FAKE, HERE, build_library
 
 from mal.boxes import expand
-from mal.crops import cut_crop, to_input
+from mal.crops import to_input
 from mal.evaluation.nvinfer_crop import crop_in_frame, cut_as_nvinfer
+from mal.images import Picture
 from mal.masks import BoxMask, mask_from_logits, mask_in_crop, polygons
 from mal.runtime.labeler import MaskLabeler
+from mal.runtime.objects import cut_boxes
 from mal.runtime.session import open_session
 
 EXPANSION = 0.3
@@ -210,15 +212,14 @@ def test_equal_tensors_give_masklabelers_masks(make, rng) -> None:
         bridge = make(exact=exact, polygons=True)
         bridge.batch(boxes)
         bridge.before()
-        crops = []
-        for index, box in enumerate(boxes):
-            rect = bridge.crop(index)
-            if exact:
-                np.testing.assert_array_equal(rect, expand(box[None], constants.expansion)[0])
-                crops.append(cut_crop(picture, rect, constants.size, constants.fill))
-            else:
-                crops.append(cut_as_nvinfer(picture, rect, constants.size))
-        logits, found = session.run(to_input(np.stack(crops)))
+        rects = np.array([bridge.crop(index) for index in range(len(boxes))])
+        if exact:
+            np.testing.assert_array_equal(rects, expand(boxes, constants.expansion))
+            crops = np.empty((len(boxes), 3, constants.size, constants.size), np.float32)
+            cut_boxes(Picture(picture, WIDTH, HEIGHT), boxes, constants, crops)  # the labeler's own
+        else:
+            crops = to_input(np.stack([cut_as_nvinfer(picture, rect, constants.size) for rect in rects]))
+        logits, found = session.run(crops)
         for index in range(len(boxes)):
             bridge.result(logits[index], index, found[index], roi=exact)
         bridge.after()
@@ -301,6 +302,22 @@ def test_only_the_same_track_is_reused(make, rng, change, asked) -> None:
     bridge.result(logits_of(rng))
     bridge.after()
     bridge.batch([(20, 20, 80, 100)], **{**frame, "number": 11, **change})
+    bridge.before()
+    assert (bridge.rect()[2] > 0) == asked
+
+
+@pytest.mark.parametrize(("batches", "asked"), [(10, False), (70, True)])
+def test_a_track_that_nobody_asks_for_is_forgotten(make, rng, batches, asked) -> None:
+    bridge, track = make(every=2), {"source": 0, "tracks": [5]}
+    bridge.batch([(20, 20, 80, 100)], number=0, **track)
+    bridge.before()
+    bridge.result(logits_of(rng))
+    bridge.after()
+    for number in range(batches):  # of another stream, while the first one stalls
+        bridge.batch([(20, 20, 80, 100)], number=number, source=1)
+        bridge.before()
+        bridge.after()
+    bridge.batch([(20, 20, 80, 100)], number=1, **track)
     bridge.before()
     assert (bridge.rect()[2] > 0) == asked
 
