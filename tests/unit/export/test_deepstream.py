@@ -51,8 +51,9 @@ def test_the_shipped_student_becomes_a_whole_folder(tmp_path: Path) -> None:
     assert report.manifest["target"] == "deepstream"
     assert {path.name for path in tmp_path.iterdir()} == {"ds", "ds.json"}
     check_config(made / CONFIG)
-    assert "infer-dims=3;192;192" in (made / CONFIG).read_text()
-    assert "fill=reflect" in (made / PREPROCESS).read_text()
+    constants = ModelConstants.from_metadata(read_metadata(STUDENT.read_bytes(), "student"), "student")
+    assert f"infer-dims=3;{constants.size};{constants.size}" in (made / CONFIG).read_text()
+    assert f"fill={constants.fill}" in (made / PREPROCESS).read_text()
     for name in ("README.md", "Makefile", CONFIG, PREPROCESS):
         assert "${" not in (made / name).read_text().replace("$(", "")
     assert "--stronglyTyped" in (made / "README.md").read_text()
