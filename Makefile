@@ -22,6 +22,8 @@ check: .venv/everything
 soak: .venv/everything
 	MAL_SOAK_OBJECTS=100000 $(BIN)/pytest -s -o timeout=0 tests/deepstream/test_soak.py
 	MAL_FUZZ=2000 $(BIN)/pytest tests/unit/runtime/test_damaged_inputs.py
+	$(BIN)/python -m benchmarks.fuzz --seconds 300 | tee benchmarks/results/fuzz.json
+	$(BIN)/python -m benchmarks.ray_kills --runs 10 | tee benchmarks/results/ray_kills.json
 	$(BIN)/python -m benchmarks.kills --runs 200 | tee benchmarks/results/kills.json
 	$(BIN)/python -m benchmarks.soak --batches 100000 | tee benchmarks/results/soak.json
 

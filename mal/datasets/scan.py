@@ -154,6 +154,9 @@ class Reader:
                 size *= 2  # one element is longer than a window
                 continue
             stop, following, elements, ended = found
+            if not text[:stop].strip(_SPACE):  # two commas in a row, or one before the bracket
+                self._peek()
+                raise self._broken("a value")
             yield Window(self._at, self._at + stop, elements)
             self._at += following
             size = WINDOW

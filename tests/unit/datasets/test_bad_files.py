@@ -73,6 +73,17 @@ def test_messages(tmp_path: Path, text: bytes, words: str) -> None:
     assert words in message(tmp_path, text)
 
 
+@pytest.mark.parametrize("elements", [", {}", "{},, {}", "{},, ]", "{}, , {},", "{},]", "{},{},]"])
+def test_a_comma_too_many_wherever_the_windows_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: str
+) -> None:
+    long = json.dumps({"note": "x" * 200})
+    text = '{"images": [' + elements.replace("{}", long) + '], "annotations": []}'
+    for window in range(100, 500, 7):
+        monkeypatch.setattr(scan, "WINDOW", window)
+        message(tmp_path, text.encode())
+
+
 @pytest.mark.parametrize("window", [50, 1 << 18])
 def test_truncated_anywhere(tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "WINDOW", window)

@@ -90,6 +90,12 @@ def test_what_is_no_id_finds_no_image(tmp_path: Path, image_id: object) -> None:
     assert boxes.image_row.tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize("others", [{"categories": [{"name": "cat"}]}, {"images": [{"file_name": "a.jpg"}]}])
+def test_tables_without_any_id_hold_nothing(tmp_path: Path, others: dict[str, Any]) -> None:
+    boxes = opened(tmp_path, [BOX, {**BOX, "image_id": None}], **others)
+    assert boxes.image_row.tolist() == ([-1, -1] if "images" in others else [0, -1])
+
+
 def test_ids_far_apart(tmp_path: Path) -> None:
     images = [{"id": image_id, "file_name": str(image_id)} for image_id in (10**15, 7, -(10**12))]
     boxes = opened(tmp_path, [{**BOX, "image_id": image_id} for image_id in (-(10**12), 8, 10**15, 7)], images)
