@@ -160,8 +160,13 @@ class ModelConstants(Settings):
         try:
             values = {key[4:]: json.loads(text) for key, text in metadata.items() if key.startswith("mal.")}
             return cls.model_validate({key: value for key, value in values.items() if key in cls.model_fields})
-        except (json.JSONDecodeError, ValidationError) as error:
-            raise ModelFileError(f"{source}: damaged model constants: {str(error).splitlines()[0]}") from None
+        except json.JSONDecodeError as error:
+            raise ModelFileError(f"{source}: damaged model constants: {error}; export it again") from None
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field, came = ".".join(map(str, problem["loc"])), f", got {problem['input']!r}"
+            told = f"{field}: {problem['msg']}{came if problem['type'] != 'missing' else ''}"
+            raise ModelFileError(f"{source}: damaged model constants: {told}; export it again") from None
 
 
 class Recipe(Settings):

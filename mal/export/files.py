@@ -9,26 +9,35 @@ from mal.errors import OutputError
 
 
 def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
-    """Write files whole: none is touched before all of them have found room on the disk.
+    """Write files whole, all of them or none: what was there before comes back where one cannot be written.
 
     Raises:
-        OutputError: one cannot be written. A full disk leaves none of them.
+        OutputError: one cannot be written.
     """
-    parts = [(path, path.with_name(path.name + ".part"), content) for path, content in files]
+    parts = {path: path.with_name(path.name + ".part") for path, _ in files}
+    replaced: dict[Path, Path | None] = {}  # written -> what was there before
+    path = files[0][0]
     try:
-        for _, part, content in parts:
-            with part.open("wb") as file:
+        for path, content in files:  # none is touched before all of them have found room on the disk
+            with parts[path].open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        for path, part, _ in parts:
+        for path, part in parts.items():
+            before = path.with_name(path.name + ".before") if path.exists() else None
+            if before:
+                os.replace(path, before)
+            replaced[path] = before
             os.replace(part, path)
     except OSError as error:
-        # An error while writing names no file.
-        raise OutputError(
-            f"cannot write {error.filename2 or error.filename or files[-1][0]}: {error.strerror}"
-        ) from None
+        for done, before in reversed(replaced.items()):
+            with suppress(OSError):
+                if before:
+                    os.replace(before, done)
+                else:
+                    done.unlink()
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        for _, part, _ in parts:
-            with suppress(OSError):  # a name that is too long was told above, and cannot be removed either
-                part.unlink()
+        for left in (*parts.values(), *filter(None, replaced.values())):
+            with suppress(OSError):  # gone, or a name that is too long, which was told above
+                left.unlink()

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mal.errors import UsageError
+from mal.errors import ModelFileError, UsageError
 from mal.export.engine_from_onnx import Engine, build_engine, find_builder
 from mal.export.engine_options import EngineOptions, Profile
 from mal.export.files import write_all
@@ -33,6 +33,11 @@ def rebuild_engine(path: Path) -> Engine:
         raise UsageError(f"--rebuild is for engines (.plan), got {path}")
     facts = read_manifest(path).engine
     onnx = path.with_name(facts.onnx)
+    if not onnx.exists():
+        raise ModelFileError(
+            f"--rebuild needs {onnx}, the model that {path.name} was built from, and it is not there: copy it beside "
+            "the engine, or export the engine again"
+        )
     check_file(onnx, facts.onnx_sha256, "ONNX file")
     plugin = _plugin(path, facts)
     engine = build_engine(onnx.read_bytes(), package=facts.package, options=_options(facts), plugin=plugin)

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
+from mal.config import ModelConstants
 from mal.errors import DeviceError, MissingPackageError, ModelFileError, ShapeError, UsageError
 from mal.runtime.onnx_file import read_metadata
 from mal.runtime.session import open_session, resolve_model
 
 MakeModel = Callable[..., Path]
+OURS = ModelConstants(backbone="none", size=32).to_metadata()
 
 
 def crops(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -62,6 +64,8 @@ def test_every_flipped_byte_is_refused_or_harmless(model: Path, rng: np.random.G
     ("changes", "message"),
     [
         ({"metadata": {}}, "not a model of mal"),
+        ({"metadata": {**OURS, "mal.size": '"x"'}}, "damaged model constants: size: .*, got 'x'; export it again"),
+        ({"metadata": {**OURS, "mal.size": "{"}}, "damaged model constants: .*; export it again"),
         ({"crops": "images"}, r"expected float crops \(B, 3, 32, 32\)"),
         ({"score": "confidence"}, "expected float crops"),
         ({"batch": 4}, "its batch must be free"),
