@@ -210,7 +210,7 @@ class SelfTrainConfig(Settings):
     """Labels of the later rounds: the student's own probabilities, mixed with the labels from boxes."""
 
     vote: float = Field(default=0.3, ge=0, le=1, description="Share of the label from the box, where there is one.")
-    boundary: float = Field(default=0.45, gt=0, lt=1, description="The student's probability that decides nothing.")
+    boundary: float = Field(default=0.55, gt=0, lt=1, description="The student's probability that decides nothing.")
     sharpen: float = Field(default=2.0, gt=0, description="The mix's logits are multiplied by this.")
     contested: float = Field(
         default=0.35, gt=0, le=1, description="Beside sighted rounds: what another object claims so surely is unknown,"
@@ -253,7 +253,7 @@ class TrainConfig(Settings):
     size: int = Field(default=192, ge=64, multiple_of=32)
     width: int = Field(default=64, ge=8, multiple_of=8)
     expansion: float = Field(default=0.3, gt=0)
-    fill: Fill = "reflect"
+    fill: Fill = "edge"
     name: str = "student"
     licence: str = "unknown"
     training_data: str | None = Field(default=None, description="Default: the names of the box files.")

@@ -166,12 +166,15 @@ class _Run:
         net: Net = student
         for number in range(first, len(config.rounds)):
             labels = self.labels(net, number, samples)
-            student = blind(net)
+            if number + 1 not in config.sighted:
+                net = blind(net)
+            elif not isinstance(net, Sighted):
+                net = Sighted(net)
             weights = sampling_weights(samples, labels, aside, config)
             module = fit(
                 Round(
                     number,
-                    Sighted(student) if number + 1 in config.sighted else student,
+                    net,
                     samples,
                     labels,
                     aside,

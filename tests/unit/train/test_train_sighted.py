@@ -22,6 +22,7 @@ from mal.train.samples import Samples, cut_samples
 from mal.train.sighted import Sighted
 
 THREE = {"rounds": (8, 8, 8), "sighted": (2,)}
+FOUR = {"rounds": (8, 8, 8, 8), "sighted": (2, 3)}
 
 
 @pytest.fixture
@@ -110,18 +111,19 @@ def test_contested_cells_are_unknown_and_the_last_round_is_a_student(
     monkeypatch.setattr(run_module, "fit", watched)
     monkeypatch.setattr(run_module, "predict", certain)
     out = two_boxes.parent / "run"
-    path = train(quick.model_copy(update=THREE), two_boxes, None, out, "none")
-    assert [shown for shown, _ in seen] == [False, True, False]
+    path = train(quick.model_copy(update=FOUR), two_boxes, None, out, "none")
+    assert [shown for shown, _ in seen] == [False, True, True, False]
     unknown = [(labels.maps == UNKNOWN).mean((1, 2)) for _, labels in seen]
-    large = unknown[1] > 0
-    assert large.sum() == 3  # everything claims everything: the large boxes lose the cells of the small ones
-    assert unknown[1][large] == pytest.approx(24 * 20 * 1.3**2 / (96 * 80), abs=0.02)
-    assert (unknown[2] == 0).all()
+    for each in unknown[1:3]:
+        large = each > 0
+        assert large.sum() == 3  # everything claims everything: the large boxes lose the cells of the small ones
+        assert each[large] == pytest.approx(24 * 20 * 1.3**2 / (96 * 80), abs=0.02)
+    assert (unknown[3] == 0).all()
     load_student(path)  # no eyes in the file
 
 
 def test_a_sighted_round_is_resumed(two_boxes: Path, quick: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, runs = quick.model_copy(update=THREE), [two_boxes.parent / "whole", two_boxes.parent / "stopped"]
+    config, runs = quick.model_copy(update=FOUR), [two_boxes.parent / "whole", two_boxes.parent / "stopped"]
     train(config, two_boxes, None, runs[0], "none")
     fit = run_module.fit
 
