@@ -44,7 +44,7 @@ def signal_node(node: Any, number: int) -> None:
         os.kill(pid, number)
 
 
-def two_nodes(tries: int = 5) -> tuple[Cluster, Any]:
+def two_nodes(tries: int = 20) -> tuple[Cluster, Any]:
     """A cluster and its second node; Ray gives a node 30 s to start, which a busy machine may miss."""
     while True:
         cluster = Cluster()

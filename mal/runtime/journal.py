@@ -16,10 +16,10 @@ and at most one broken tail, which is cut off when the run goes on. What is writ
 once; the disk is flushed at the end of each block and at least once a second, which is what a power cut loses.
 """
 
+import errno
 import fcntl
 import json
 import os
-import shutil
 import struct
 import time
 import zlib
@@ -163,7 +163,13 @@ class Journal:
         """The run is done: remove the folder. `close` still has to be called."""
         with writing(self.folder):
             self._close_segments()
-            shutil.rmtree(self.folder)
+            lock = self.folder / "lock"
+            for file in self.folder.iterdir():
+                if file != lock:
+                    file.unlink()
+            lock.unlink()
+        with suppress(OSError):  # the next run may be in it already, with a lock of its own
+            self.folder.rmdir()
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:06d}.seg"
@@ -261,6 +267,9 @@ def whole_file(path: Path, part: Path | None = None) -> Generator[BinaryIO]:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name, before anything that relies on it (the journal's end) happens
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some network file systems do it for no folder
+                raise
         finally:
             os.close(folder)
     except BaseException:

@@ -116,7 +116,6 @@ def _main(connection: Connection) -> None:
     # Ctrl-C and `kill` reach every process of a group; the one that labels decides what comes of it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    job, device = connection.recv()
 
     def receive() -> BlockWork | Stop | None:
         try:
@@ -124,8 +123,12 @@ def _main(connection: Connection) -> None:
         except (EOFError, OSError):
             os._exit(1)  # nobody is there to label for
 
-    for message in serve(job, device, receive):
-        connection.send(message)
+    try:
+        job, device = connection.recv()
+        for message in serve(job, device, receive):
+            connection.send(message)
+    except (EOFError, OSError):
+        os._exit(1)
     # At once: a session that hangs does not end its thread.
     connection.close()
     os._exit(0)

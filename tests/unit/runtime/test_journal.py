@@ -1,13 +1,16 @@
+import errno
+import os
+import stat
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mal.errors import JournalError, OutputError
-from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record, open_journal
+from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record, open_journal, whole_file
 
 KEY = {"boxes": "abc", "batch": 16}
 
@@ -120,3 +123,39 @@ def test_remove_leaves_nothing(folder: Path) -> None:
     with closing(open_journal(folder)) as journal:
         journal.remove()
     assert not folder.exists()
+
+
+def test_remove_leaves_the_journal_of_whoever_comes_at_that_moment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, others = Path.unlink, list[Journal]()
+
+    def unlink_and_come(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.name == "lock":
+            others.append(open_journal(folder))
+            others[0].start(KEY, fresh=False)
+
+    monkeypatch.setattr(Path, "unlink", unlink_and_come)
+    with closing(open_journal(folder)) as journal:
+        journal.remove()
+    monkeypatch.undo()
+    with closing(others[0]) as other:
+        other.append(0, RECORDS[0])
+        assert contents(other, 0) == [(0, 2, RECORDS[0].entries.tobytes(), RECORDS[0].text)]
+
+
+@pytest.mark.parametrize(("number", "whole"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_flush_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, whole: bool
+) -> None:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if whole else pytest.raises(OSError, match="Input/output"), whole_file(tmp_path / "a") as file:
+        file.write(b"x")
