@@ -2,7 +2,7 @@
 
     python -m benchmarks.fuzz --seconds 300
 
-An error of ours is fine; any other exception, 10 s for one input, or 1 GB of memory is a finding, its input is shown.
+An error of ours is fine; any other exception, 60 s for one input, or 1 GB of memory is a finding, its input is shown.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def fuzz(target: str, folder: Path, options: list[str]) -> None:
     for number, seed in enumerate(SEEDS[target]):
         (corpus / str(number)).write_bytes(seed)
     words.write_text("".join(f'"\\"{word}\\""\n"{word}"\n' for word in WORDS))
-    limits = ["-timeout=10", "-rss_limit_mb=1024", "-max_len=4096", f"-dict={words}", f"-artifact_prefix={folder}/"]
+    limits = ["-timeout=60", "-rss_limit_mb=1024", "-max_len=4096", f"-dict={words}", f"-artifact_prefix={folder}/"]
     atheris.Setup([sys.argv[0], str(corpus), *limits, *options], lambda data: TARGETS[target](data, folder))
     atheris.Fuzz()
 
