@@ -60,7 +60,7 @@ Images = Annotated[
         "folder.",
     ),
 ]
-_MODEL = "Model: .onnx, .plan, .safetensors, or the name of a shipped student."
+_MODEL = "Model: .onnx, .plan, .safetensors, or a shipped one: student, student-int8."
 Engine = Annotated[str, typer.Option("--engine", help=_MODEL)]
 Device = Annotated[
     str | None,

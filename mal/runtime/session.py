@@ -17,7 +17,7 @@ from mal.config import ModelConstants
 from mal.errors import DeviceError, ModelFileError, ShapeError, UsageError
 from mal.runtime.machine import cpu_count
 
-SHIPPED = ("student",)
+SHIPPED = ("student", "student-int8")
 # Crops a call. On a CPU small batches stay in the caches: MobileNetV2 at 192 x 192 took 5.3, 5.4 and 6.2 processor ms a
 # crop in batches of 8, 16 and 32 (2 cores of a Xeon, ONNX Runtime 1.31).
 CPU_BATCH = 16
