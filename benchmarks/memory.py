@@ -32,11 +32,11 @@ PHOTOS = Path(label.__file__).parents[1] / "models" / "photos"
 class FakeSession:
     """Answers at once: the same blob for every crop."""
 
-    constants = ModelConstants(backbone="none", size=32)
     model_id, backend, device = "0" * 12, "fake", "cpu"
     threads, lanes, auto_batch = 1, 1, 16
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 32) -> None:
+        self.constants = ModelConstants(backbone="none", size=size)
         y, x = np.mgrid[-1:1:8j, -1:1:8j]
         self._logits = (0.6 - x * x - y * y).astype(np.float32)[None]
 
