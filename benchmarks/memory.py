@@ -55,7 +55,10 @@ class FakeSession:
 def write_boxes(file: Path, photos: list[Path], annotations: int, per_image: int) -> None:
     """A COCO file as Python's json writes it; the images' annotations lie side by side in runs of ten."""
     rng = random.Random(0)
-    sizes = {path.name: Image.open(path).size for path in photos}
+    sizes: dict[str, tuple[int, int]] = {}
+    for path in photos:
+        with Image.open(path) as photo:
+            sizes[path.name] = photo.size
     names = [path.name for path in photos]
     count = -(-annotations // per_image)
     images = [

@@ -86,12 +86,12 @@ def of_the_original(document: dict[str, Any], folder: Path, size: int, wanted: i
 
 
 def of_ours(boxes: Path, images: Path, size: int, scratch: Path) -> float:
-    """Processor milliseconds a box of `mal label`, best of several runs: the first ones learn how much memory they need."""
+    """Processor milliseconds a box of `mal label`; best of several runs, of which the first takes its memory."""
     best = float("inf")
     with mock.patch.object(label, "open_session", return_value=Blobs(size)):
         for _ in range(ROUNDS):
             began = time.process_time()
-            report = label.label_dataset(boxes, images=images, output=scratch / "masks.json", fresh=True)
+            report = label.label_dataset(boxes, images=images, output=scratch / "masks.json", fresh=True, quiet=True)
             best = min(best, 1000 * (time.process_time() - began) / report.labelled)
     return best
 

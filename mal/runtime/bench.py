@@ -122,7 +122,7 @@ def run_bench(
             session_speeds.append(_session_speed(session, alone.batches, alone.crops))
             report = label_dataset(
                 sample, model=model, images=box_file.source.address, output=Path(folder) / "masks.json", device=device,
-                batch=size, workers=workers, fresh=True,
+                batch=size, workers=workers, fresh=True, quiet=True,
             )  # fmt: skip
             table, bound = report.stages, report.bound
             merge_seconds = report.stages["merge"]["seconds"]

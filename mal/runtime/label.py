@@ -53,6 +53,7 @@ def label_dataset(
     max_memory_gb: float | None = None,
     fresh: bool = False,
     log_json: bool = False,
+    quiet: bool = False,
     trust: bool = False,
     ray: str | None = None,
     session_timeout: float = SESSION_TIMEOUT,
@@ -77,6 +78,7 @@ def label_dataset(
             are always let through.
         fresh: forget an unfinished run.
         log_json: progress as JSON lines on stderr.
+        quiet: no progress.
         trust: as in `open_session`.
         ray: address of a Ray cluster whose actors label; "": the one that is found, else one of this machine.
         session_timeout: seconds after which a call of a session that has not returned ends the run.
@@ -118,7 +120,7 @@ def label_dataset(
     with (
         closing(_open_crew(job, box_file.source, device, ray, len(blocks))) as crew,
         closing(open_journal(folder)) as journal,
-        Progress(len(box_file), log_json) as progress,
+        Progress(len(box_file), log_json, quiet) as progress,
     ):
         settings = {"format": format, "allow_outside": allow_outside}
         ready = crew.ready

@@ -17,10 +17,12 @@ class Progress:
         total: objects of the input.
         log_json: events as JSON lines on stderr instead of a bar: `start`, `progress` every 5 s, and `end` with how it
             ended: "done", or the name of an error.
+        quiet: nothing at all.
     """
 
-    def __init__(self, total: int, log_json: bool) -> None:
+    def __init__(self, total: int, log_json: bool, quiet: bool = False) -> None:
         self._total = total
+        self._quiet = quiet
         self._first = self._done = self._images = self._skipped = 0
         self._fill = 0.0
         self._log_json = log_json
@@ -29,7 +31,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if not self._log_json and sys.stderr.isatty():
+        if not (self._log_json or self._quiet) and sys.stderr.isatty():
             # rich takes 0.1 s to import: only where it is seen.
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -59,6 +61,8 @@ class Progress:
 
     def say(self, event: str, text: str, **values: Any) -> None:
         """One line on stderr: `text`, or the event with its values as JSON."""
+        if self._quiet:
+            return
         if self._log_json:
             text = json.dumps({"time": round(time.time(), 3), "event": event, **values})
         else:
