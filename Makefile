@@ -32,6 +32,7 @@ gpu: .venv/everything
 	$(BIN)/mal plugins build
 	$(BIN)/python benchmarks/crf_gpu.py --json benchmarks/results/crf_gpu.json
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
+	$(BIN)/python benchmarks/gpu_busy.py --json benchmarks/results/gpu_busy.json
 	MAL_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
 # The shipped student from ../shared/data: weights with image labels, crops, labels from boxes, training, export, figures.

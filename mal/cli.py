@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -242,50 +242,34 @@ def label(
 
         found = label_task(spec, overrides).arguments()
     arguments = found | {key: value for key, value in asked.items() if value is not None}
+    common: dict[str, Any] = {
+        "model": arguments["model"], "device": arguments.get("device"), "batch": arguments["batch"],
+        "workers": workers, "on_error": on_error.value, "max_memory_gb": max_memory, "trust": trust,
+    }  # fmt: skip
+    boxes_only = {
+        "--images-json": images_json,
+        "--fresh": fresh,
+        "--rebuild": rebuild,
+        "--ray": ray is not None,
+        "-e": spec,
+    }
     if video:
         from mal.runtime.video import label_video
 
-        unfit = {"--images": images, "--images-json": images_json, "--format": mask_format is not MaskFormat.rle}
-        unfit |= {"--fresh": fresh, "--rebuild": rebuild, "--ray": ray is not None, "-e": spec}
-        for name, value in unfit.items():
-            if value:
-                raise UsageError(f"{name} does not go with --video")
-        masks = label_video(
-            paths[0],
-            video,
-            model=arguments["model"],
-            output=output,
-            device=device,
-            batch=arguments["batch"],
-            workers=workers,
-            on_error=on_error.value,
-            max_memory_gb=max_memory,
-            log_json=log_json,
-            trust=trust,
-        )
+        unfit = {"--images": images, "--format": mask_format is not MaskFormat.rle, "--allow-outside": allow_outside}
+        _refuse(boxes_only | unfit, "does not go with --video")
+        masks = label_video(paths[0], video, output=output, log_json=log_json, **common)
         print(masks.text())
         raise typer.Exit(masks.exit_code)
     if str(arguments.get("boxes")) == "-":
         from mal.runtime.lines import label_lines
 
-        for name, value in (("-o", output), ("--images-json", images_json), ("--fresh", fresh), ("-e", spec)):
-            if value:
-                raise UsageError(f"{name} does not go with -, which reads stdin and writes stdout")
+        unfit = boxes_only | {"-o": output, "--log-json": log_json}
+        _refuse(unfit, "does not go with -, which reads stdin and writes stdout")
         lines = label_lines(
-            sys.stdin.buffer,
-            sys.stdout.buffer,
-            sys.stderr,
-            model=arguments["model"],
-            images=images,
-            device=device,
-            batch=arguments["batch"],
-            workers=workers,
-            format=mask_format.value,
-            on_error=on_error.value,
-            allow_outside=allow_outside,
-            max_memory_gb=max_memory,
-            trust=trust,
-        )
+            sys.stdin.buffer, sys.stdout.buffer, sys.stderr, images=images, format=mask_format.value,
+            allow_outside=allow_outside, **common,
+        )  # fmt: skip
         print(lines.text(), file=sys.stderr)
         raise typer.Exit(lines.exit_code)
     if rebuild:
@@ -293,18 +277,9 @@ def label(
 
         rebuild_engine(Path(arguments["model"]))
     report = label_dataset(
-        **arguments,
-        images_json=images_json,
-        workers=workers,
-        format=mask_format.value,
-        on_error=on_error.value,
-        allow_outside=allow_outside,
-        max_memory_gb=max_memory,
-        fresh=fresh,
-        log_json=log_json,
-        trust=trust,
-        ray=ray,
-    )
+        **arguments | common, images_json=images_json, format=mask_format.value, allow_outside=allow_outside,
+        fresh=fresh, log_json=log_json, ray=ray,
+    )  # fmt: skip
     print(report.text())
     raise typer.Exit(report.exit_code)
 
@@ -405,6 +380,13 @@ def _paths_and_overrides(words: list[str] | None) -> tuple[list[Path], list[str]
     """Words with an = are overrides of settings, all others are files."""
     words = words or []
     return [Path(word) for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
+def _refuse(flags: Mapping[str, object], why: str) -> None:
+    """Raise for the first flag that was given."""
+    for name, value in flags.items():
+        if value:
+            raise UsageError(f"{name} {why}")
 
 
 def _batch(text: str) -> int | str:

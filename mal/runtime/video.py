@@ -185,6 +185,8 @@ class Reel:
             raise InputError(f"{path} has no video stream")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        # Else decoders leave damaged frames out without a word, and all behind them would get the boxes of others.
+        self._stream.codec_context.options = {"err_detect": "explode"}
         width, height = self._stream.width, self._stream.height
         if (tracks.size[0] or width, tracks.size[1] or height) != (width, height):
             self._container.close()

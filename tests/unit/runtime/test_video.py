@@ -1,6 +1,9 @@
 """`mal label TRACKS --video FILE`: the masks of the frames' own images, tracks that are no good, memory that stays."""
 
+import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mal.errors import BoxFileError, InputError, MalError
+from mal.cli import app
+from mal.errors import BoxFileError, InputError, MalError, UsageError
 from mal.images import Picture
 from mal.runtime import video as video_module
 from mal.runtime.labeler import MaskLabeler
@@ -22,13 +26,17 @@ av = pytest.importorskip("av")
 SIZE = (96, 64)
 
 
-def write_video(path: Path, frames: list[np.ndarray]) -> Path:
-    """Without loss, so that masks can be compared."""
+def write_video(
+    path: Path, frames: list[np.ndarray], codec: str = "ffv1", pixels: str = "bgr0", at: list[int] | None = None
+) -> Path:
+    """Without loss unless another codec is asked for, so that masks can be compared; at: when the frames are shown."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "bgr0"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, pixels
+        for number, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = at[number] if at else number
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
 
@@ -157,6 +165,57 @@ def test_a_video_that_is_cut_off_loses_no_box(tmp_path: Path, video: Path, model
     assert report.exit_code == 3
     assert report.labelled + sum(report.skipped_by_reason.values()) == report.boxes == 8
     assert 0 < report.labelled < 4
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("mpeg4", "mp4"), ("libx264", "mkv")])
+def test_behind_damage_no_frame_gets_the_boxes_of_another(
+    tmp_path: Path, model: Path, frames: list[np.ndarray], codec: str, suffix: str
+) -> None:
+    """Decoders would leave frames out, and go on."""
+    tracks, path = tmp_path / "tracks.txt", tmp_path / f"clip.{suffix}"
+    tracks.write_text("\n".join(f"{number + 1},1,5,5,80,50" for number in range(60)))
+    write_video(path, frames * 12, codec, "yuv420p")
+    whole = masks_of(label_video(tracks, path, model=model, device="cpu").output)
+    assert len(whole) == 60
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 60] = np.random.default_rng(3).bytes(60)
+    path.write_bytes(data)
+    report = label_video(tracks, path, model=model, device="cpu")
+    found = masks_of(report.output)
+    assert all((whole[key] == mask).all() for key, mask in found.items())
+    assert 10 < len(found) == report.labelled < 60
+    assert report.labelled + sum(report.skipped_by_reason.values()) == 60
+    assert any("cannot be read behind frame" in reason for reason in report.skipped_by_reason)
+
+
+def test_frames_count_by_their_order_whenever_they_are_shown(
+    tmp_path: Path, video: Path, frames: list[np.ndarray], model: Path
+) -> None:
+    tracks = tmp_path / "tracks.json"
+    tracks.write_text(json.dumps(VIS))
+    steady = label_video(tracks, video, model=model, device="cpu", output=tmp_path / "steady.json")
+    uneven = write_video(tmp_path / "uneven.mkv", frames, at=[0, 1, 7, 8, 40])
+    report = label_video(tracks, uneven, model=model, device="cpu", output=tmp_path / "uneven.json")
+    assert report.output.read_bytes() == steady.output.read_bytes()
+
+
+def test_the_command_and_what_does_not_go_with_it(tmp_path: Path, video: Path, model: Path) -> None:
+    tracks, output = tmp_path / "tracks.json", tmp_path / "masks.json.gz"
+    tracks.write_text(json.dumps({**VIS, "annotations": VIS["annotations"][:1]}))
+    words = ["label", str(tracks), "--video", str(video), "--engine", str(model), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mal.cli", *words, "-o", output], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith(f"{output}: 3 masks for 3 boxes of 1 tracks on 3 frames")
+    labelled = json.loads(gzip.decompress(output.read_bytes()))["annotations"][0]
+    assert [bool(each) for each in labelled["segmentations"]] == [True, False, True, False, True]
+    for flags in (
+        ["--images", "."], ["--images-json", "a.json"], ["--format", "polygon"], ["--fresh"], ["--rebuild"],
+        ["--ray", ""], ["--allow-outside"],
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"{flags[0]} does not go with --video"):
+            app([*words, *flags], standalone_mode=False)
 
 
 def test_on_error_fail_names_the_box(tmp_path: Path, video: Path, model: Path) -> None:
