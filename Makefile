@@ -26,6 +26,7 @@ soak: .venv/everything
 	$(BIN)/python -m benchmarks.ray_kills --runs 10 | tee benchmarks/results/ray_kills.json
 	$(BIN)/python -m benchmarks.kills --runs 200 | tee benchmarks/results/kills.json
 	$(BIN)/python -m benchmarks.soak --batches 100000 | tee benchmarks/results/soak.json
+	$(BIN)/python -m benchmarks.video_memory --frames 5000 | tee benchmarks/results/video_memory.json
 
 # What only a GPU can show (docs/gpu-checks.md); without one it stops at once.
 gpu: .venv/everything
