@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ class Settings(NamedTuple):
     max_wait_ms: int
     """A batch leaves when it is full, or when its oldest crop has waited this long."""
 
+
+BATCHES = 2  # under way: one in the session, one filling; more would only add latency
 
 _Job = tuple[NDArray[np.uint8], NDArray[np.float64]]  # frame and boxes
 
@@ -58,14 +60,22 @@ class Desk:
         self.model_id = self._labeler.model_id
         self.batch_seconds = self._warm_up()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._waiting: deque[Future[LabelResult]] = deque()  # of the jobs, in their order
-        self._entry = Lock()  # a job and its answer enter together, and none behind a failure
+        self._waiting: deque[tuple[Future[LabelResult], int]] = (
+            deque()
+        )  # of the jobs, in their order, and their objects
+        self._room = Condition()  # guards what follows; a job and its answer enter together, and none behind a failure
+        self._objects = 0
         self._error: Exception | None = None
         self._thread = Thread(target=self._serve, name="malmask", daemon=True)
         self._thread.start()
 
+    @property
+    def full(self) -> bool:
+        """Whether so many objects are under way, of all elements, that a further frame has to wait."""
+        return self._objects >= BATCHES * self._settings.batch
+
     def submit(self, frame: NDArray[np.uint8], boxes: NDArray[np.float64]) -> "Future[LabelResult]":
-        """Label the boxes of a frame, some time soon; frames are answered in the order of these calls.
+        """Label the boxes of a frame, once there is room; frames are answered in the order of these calls.
 
         Args:
             frame: (H, W, 3) uint8 RGB, not to be changed until the answer is there.
@@ -75,9 +85,11 @@ class Desk:
             The result to come; it raises what the labeler raised, now and for every later frame.
         """
         answer: Future[LabelResult] = Future()
-        with self._entry:
+        with self._room:
+            self._room.wait_for(lambda: self._error or not self.full)  # the labeler goes on whatever its callers do
             if self._error is None:
-                self._waiting.append(answer)
+                self._waiting.append((answer, len(boxes)))
+                self._objects += len(boxes)
                 self._jobs.put((frame, boxes))
             else:
                 answer.set_exception(self._error)
@@ -109,10 +121,15 @@ class Desk:
     def _serve(self) -> None:
         try:
             for result in self._labeler.stream(self._frames(), max_wait_ms=self._settings.max_wait_ms):
-                self._waiting.popleft().set_result(result)
+                answer, objects = self._waiting.popleft()
+                answer.set_result(result)
+                with self._room:
+                    self._objects -= objects
+                    self._room.notify_all()
         except Exception as error:
-            with self._entry:
+            with self._room:
                 self._error = error
                 self._jobs.put(None)  # the thread that reads the frames ends too
-                for answer in self._waiting:
+                for answer, _ in self._waiting:
                     answer.set_exception(error)
+                self._room.notify_all()

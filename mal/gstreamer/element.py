@@ -24,13 +24,12 @@ from mal.boxes import clip, pixel_window, usable
 from mal.errors import MalError
 from mal.evaluation.overlay import PALETTE
 from mal.gstreamer.binding import GLib, GObject, Gst, GstBase, GstVideo
-from mal.gstreamer.desk import Desk, Settings
+from mal.gstreamer.desk import BATCHES, Desk, Settings
 from mal.gstreamer.regions import RegionMask, add_mask, read_regions, set_ticket, take_ticket
 from mal.runtime.pipeline import MAX_BATCH
 
 CAPS = "video/x-raw, format=RGB, width=[1, 2147483647], height=[1, 2147483647]"
 BATCH = 16  # small ones stay in a CPU's caches; larger ones take longer to fill
-BATCHES = 2  # in flight: one in the session, one filling; more would only add latency
 OPACITY = 0.5  # of the overlay
 
 _DROPPED = Gst.FlowReturn.CUSTOM_SUCCESS  # GST_BASE_TRANSFORM_FLOW_DROPPED
@@ -54,9 +53,10 @@ class _Flight:
         self._number = 0
 
     def begin(self, desk: Desk, frame: NDArray[np.uint8], boxes: NDArray[np.float64]) -> int:
+        answer = desk.submit(frame, boxes)  # may wait, while `end` goes on
         with self._lock:
             self._number += 1
-            self._tickets.append(_Ticket(self._number, boxes, desk.submit(frame, boxes)))
+            self._tickets.append(_Ticket(self._number, boxes, answer))
             return self._number
 
     def end(self, number: int) -> _Ticket:
@@ -65,11 +65,6 @@ class _Flight:
             while (ticket := self._tickets.popleft()).number != number:
                 pass
             return ticket
-
-    def objects(self) -> int:
-        """How many are not labelled yet."""
-        with self._lock:
-            return sum(len(ticket.boxes) for ticket in self._tickets if not ticket.answer.done())
 
 
 def _template(name: str, direction: Any) -> Any:
@@ -294,5 +289,6 @@ class MalMask(Gst.Bin):
             desk.close()
 
     def _behind(self) -> bool:
+        desk = self._submit.flight.desk
         frames = self._queue.get_property("current-level-buffers")
-        return frames >= BATCHES * self.batch or self._submit.flight.objects() >= BATCHES * self.batch
+        return frames >= BATCHES * self.batch or (desk is not None and desk.full)

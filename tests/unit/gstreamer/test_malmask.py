@@ -148,6 +148,26 @@ def test_streams_share_a_desk_and_keep_their_frames(gst: Any, clip: Clip) -> Non
             assert all((mask.pixels == other.pixels).all() for (_, mask), (_, other) in zip(mine, first, strict=True))
 
 
+def test_streams_together_have_two_batches_under_way(gst: Any, clip: Clip, slow: type[SlowLabeler]) -> None:
+    from mal.gstreamer.desk import Desk
+
+    slow.seconds = 0.005
+    peaks: list[int] = []
+
+    def watch(_: Any) -> None:
+        (desk,) = Desk._opened.values()
+        peaks.append(desk._objects)
+
+    names = ("one", "two", "three", "four")
+    run(
+        gst,
+        "  ".join(f"{clip.source} ! malmask batch=2 ! fakesink name={name}" for name in names),
+        dict.fromkeys(names, watch),
+    )
+    assert len(peaks) == len(names) * FRAMES
+    assert 0 < max(peaks) <= 2 * 2 - 1 + 4  # the last frame to enter has four at most
+
+
 @pytest.mark.parametrize("drop", [True, False])
 def test_it_drops_rather_than_lags_only_when_told(gst: Any, clip: Clip, slow: type[SlowLabeler], drop: bool) -> None:
     slow.seconds = 0.05
