@@ -55,7 +55,7 @@ class Judgement:
     """Signals without masks, means over the objects judged, 0..1.
 
     Attributes:
-        threshold: the candidate at which the masks fit the boxes best.
+        threshold: the candidate of the highest value.
         extent: IoU of the masks' extents with their boxes, at that threshold.
         flip: IoU of the masks of a crop and of its mirror image, at that threshold.
         claimed: share of a mask that the objects of smaller boxes claim, at that threshold.
@@ -79,11 +79,17 @@ def judge(student: Net, samples: Samples, rows: NDArray[np.int64], config: Train
     plain = predict(student, samples, rows, config)
     mirrored = predict(student, samples, rows, config, flip=True)
     box = central_box(config.expansion)[0].numpy() * plain.shape[-1]
-    extents = [float(np.mean([extent_iou(p > threshold, box) for p in plain])) for threshold in config.thresholds]
-    best = int(np.argmax(extents))
-    threshold = config.thresholds[best]
-    flip = float(np.mean([iou(a > threshold, b > threshold) for a, b in zip(plain, mirrored, strict=True)]))
     grids = to_label_grid(plain, samples, config)
-    masks, claims = grids > threshold * 255, claimed_by_smaller(grids, samples, rows, config.claimed)
-    claimed = float(np.mean((masks & claims).sum((1, 2)) / np.maximum(1, masks.sum((1, 2)))))
-    return Judgement(threshold, extents[best], flip, claimed, plain)
+    claims = claimed_by_smaller(grids, samples, rows, config.claimed)
+
+    def at(threshold: float) -> Judgement:
+        masks = grids > threshold * 255
+        return Judgement(
+            threshold,
+            float(np.mean([extent_iou(p > threshold, box) for p in plain])),
+            float(np.mean([iou(a > threshold, b > threshold) for a, b in zip(plain, mirrored, strict=True)])),
+            float(np.mean((masks & claims).sum((1, 2)) / np.maximum(1, masks.sum((1, 2))))),
+            plain,
+        )
+
+    return max((at(threshold) for threshold in config.thresholds), key=lambda each: each.value)
