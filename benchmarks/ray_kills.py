@@ -74,7 +74,8 @@ def run_once(boxes: Path, output: Path, how: int, after: float) -> tuple[LabelRe
     striker = threading.Thread(target=strike, daemon=True)
     striker.start()
     try:
-        report = label_dataset(boxes, output=output, device="cpu", batch=4, workers=2, ray="")
+        # Where the system continues the stopped raylet, but not the actor, Ray sees a healthy node: the crew tells.
+        report = label_dataset(boxes, output=output, device="cpu", batch=4, workers=2, ray="", session_timeout=120)
         over.set()
         striker.join()
         return report, struck.is_set()
