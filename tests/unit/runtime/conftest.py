@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from engine_bench import Bench
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -138,3 +139,8 @@ def crop_kernel() -> ctypes.CDLL:
     header = cuda_library.CROP_HEADER
     path = Recipe("mal_test_cut", command, (Path(__file__).with_name("cut_on_cpu.cpp"),), (header,)).build()
     return cuda_library.declare_crops(ctypes.CDLL(str(path)))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
