@@ -2,14 +2,16 @@
 
     python -m benchmarks.peers.speed ../shared/data/coco-val [--boxes 8] [--images 12] [--rounds 3] [--json FILE]
 
-Both get decoded images and give masks of the image's size; each image is labelled by one and then by the other, so that
-whatever else the machine does falls on both. The ratio is that of the sums; its spread is that of the rounds.
+All get decoded images and give masks of the image's size, each as it is used: MobileSAM image by image, ours as a
+stream whose crops share batches. They take turns, round by round, so that whatever else the machine does falls on all.
+A ratio is that of a round; its spread is that of the rounds.
 """
 
 import argparse
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,11 @@ def scenes(data: Path, boxes: int, images: int):
             yield image, found
 
 
+def label(labeler: MaskLabeler, found: list) -> None:
+    for _ in labeler.stream(found):
+        pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -46,26 +53,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = list(scenes(options.data, options.boxes, options.images))
-    peer, ours = build("mobilesam", options.threads), MaskLabeler("student", "cpu", batch=options.boxes)
-    runs = {"mobilesam": peer.masks, "mal": ours}
+    peer = build("mobilesam", options.threads)
+    labelers = {name: MaskLabeler(name, "cpu") for name in ("student", "student-int8")}
+    runs = {"mobilesam": lambda: [peer.masks(*scene) for scene in found]}
+    runs |= {name: partial(label, labeler, found) for name, labeler in labelers.items()}
     for run in runs.values():
-        run(*found[0])  # first calls allocate
+        run()  # first calls allocate
     rounds = []
     for _ in range(options.rounds):
-        seconds = dict.fromkeys(runs, 0.0)
-        for scene in found:
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run(*scene)
-                seconds[name] += time.perf_counter() - started
-        rounds.append({name: len(found) * options.boxes / spent for name, spent in seconds.items()})
-    ratios = [each["mal"] / each["mobilesam"] for each in rounds]
+        speed = {}
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            speed[name] = len(found) * options.boxes / (time.perf_counter() - started)
+        rounds.append(speed)
+    print(f"{len(found)} images of {options.boxes} boxes, {options.rounds} rounds, {options.threads} threads")
     for name in runs:
-        print(f"{name:10s} {np.mean([each[name] for each in rounds]):8.1f} boxes/s")
-    spread = f"{min(ratios):.1f} .. {max(ratios):.1f}"
-    print(f"{len(found)} images of {options.boxes} boxes: {np.median(ratios):.1f} x ({spread})")
+        ratios = [each[name] / each["mobilesam"] for each in rounds]
+        speed = np.median([each[name] for each in rounds])
+        print(f"{name:14s} {speed:7.1f} boxes/s {np.median(ratios):6.1f} x ({min(ratios):.1f} .. {max(ratios):.1f})")
     if options.json:
-        options.json.write_text(json.dumps({"rounds": rounds, "ratios": ratios}, indent=1))
+        options.json.write_text(json.dumps(rounds, indent=1))
 
 
 if __name__ == "__main__":
