@@ -46,6 +46,7 @@ train-student: .venv/everything
 		pretrained_file=runs/weights/$(BACKBONE) rounds=[28000,12000,10000,10000,14000] \
 		sighted=[3,4] losses.crf=0 -o runs/student
 	$(BIN)/mal export runs/student --target onnx -o runs/student.onnx
+	$(BIN)/mal export runs/student.onnx --int8 --calibrate $(DATA)/coco-train/boxes.json --target onnx -o runs/student-int8.onnx
 	$(BIN)/mal label $(DATA)/coco-val/boxes.json --engine runs/student.onnx -o runs/student_coco_val.json
 	$(BIN)/mal eval runs/student_coco_val.json $(DATA)/coco-val/instances.json --json
 
