@@ -16,7 +16,7 @@ from mal.masks import BoxMask
 from mal.plugins.host_library import load_host
 from mal.plugins.pixels import Pixels
 
-FILLS: tuple[Fill, ...] = ("reflect", "edge", "wrap")  # their numbers in crops.cpp
+FILLS: tuple[Fill, ...] = ("reflect", "edge", "wrap")  # their numbers in crops.cpp and crop.cuh
 assert set(FILLS) == set(get_args(Fill))
 
 
