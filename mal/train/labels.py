@@ -206,24 +206,39 @@ def labels_from_student(labels: Labels, probability: NDArray[np.uint8], config: 
     """Labels of the next round: no masks used, only what the student thinks.
 
     Soft labels: its own probabilities, drawn towards the label from the box where there is one, then sharpened. An
-    object counts the more, the higher its score ranks among all: the lowest count nothing.
+    object counts the more, the higher its score ranks among objects that fill as much of their boxes: the lowest count
+    nothing. Among all objects full ones would win, since they score higher, and the masks of the rest would fill up
+    from round to round.
 
     Args:
         labels: of round 1.
         probability: (N, g, g) uint8, the student's probability x 255 on the same grid.
     """
     made = Labels(np.empty_like(labels.maps), np.zeros_like(labels.trust))
-    scores = np.zeros(len(labels.trust), np.float32)
+    scores, filled = np.zeros((2, len(labels.trust)), np.float32)
     for row, label in enumerate(labels.maps):
         p = np.clip(probability[row].astype(np.float32) / 255, 1e-3, 1 - 1e-3)
-        scores[row] = _score(p, config.boundary)
+        scores[row], filled[row] = _score(p, config.boundary), (p > config.boundary).sum()
         if labels.trust[row] > 0:
             p += config.vote * np.where(label == UNKNOWN, 0, label / 255 - p)
         soft = np.round(255 / (1 + np.exp(-config.sharpen * (_logit(p) - _logit(config.boundary)))))
         made.maps[row] = np.where(soft == UNKNOWN, UNKNOWN + 1, soft)
-    rank = (scores.argsort().argsort() + 1) / len(scores)
-    made.trust[:] = np.clip((rank - config.drop) / (config.full - config.drop), 0, 1)
+    made.trust[:] = np.clip((rank_among_like(scores, filled) - config.drop) / (config.full - config.drop), 0, 1)
     return made
+
+
+def rank_among_like(scores: NDArray[np.float32], filled: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each object the share, 0..1, of the objects of like fill that score lower; itself counts.
+
+    Args:
+        scores, filled: (N,). The twentieth of all objects whose fill is nearest by rank, and at least 100, are alike.
+    """
+    order, rank = filled.argsort(kind="stable"), np.zeros(len(scores))
+    sorted_, alike = scores[order], min(len(scores), max(100, len(scores) // 20))
+    for place, row in enumerate(order):
+        first = min(max(0, place - alike // 2), len(scores) - alike)
+        rank[row] = ((sorted_[first : first + alike] < scores[row]).sum() + 1) / alike
+    return rank
 
 
 def _logit(p: Any) -> Any:

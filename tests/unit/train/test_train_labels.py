@@ -12,6 +12,7 @@ from mal.train.labels import (
     iou,
     label_crop,
     labels_from_student,
+    rank_among_like,
     to_label_grid,
 )
 from mal.train.samples import Samples
@@ -99,6 +100,18 @@ def test_round_two_mixes_the_student_with_the_label_and_trusts_the_sure_ones() -
 def test_round_two_of_one_box_trusts_it() -> None:
     made = labels_from_student(Labels.none(1, 64), np.full((1, 64, 64), 200, np.uint8), SelfTrainConfig())
     assert made.trust.tolist() == [1]
+
+
+def test_thin_objects_are_ranked_among_thin_ones() -> None:
+    """Scores that grow with the fill say nothing of it; equal scores rank lowest, a lone object highest."""
+    rng = np.random.default_rng(0)
+    filled = rng.random(4000).astype(np.float32)
+    quality = rng.random(4000).astype(np.float32)
+    rank = rank_among_like(quality + 9 * filled, filled)
+    thin = filled < 0.2
+    assert abs(rank[thin].mean() - 0.5) < 0.1 < (quality[thin & (rank > 0.8)].mean() - quality[thin].mean())
+    assert rank_among_like(np.zeros(300, np.float32), filled[:300]).max() == 0.01
+    assert rank_among_like(np.ones(1, np.float32), np.ones(1, np.float32)).tolist() == [1]
 
 
 def test_predictions_land_on_the_label_grid_where_the_crop_is() -> None:
