@@ -9,14 +9,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from mal.errors import InputError, ModelFileError, UsageError
 
 Fill = Literal["reflect", "edge", "wrap"]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -87,7 +89,9 @@ class Settings(BaseModel):
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            return f"unknown setting {key!r}; the nearest known one is {_nearest(key, cls.keys())!r}"
+            keys = cls.keys()
+            groups = dict.fromkeys(each.rpartition(".")[0] for each in keys if "." in each)
+            return f"unknown setting {key!r}; the nearest known one is {_nearest(key, [*keys, *groups])!r}"
         return f"setting {key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
@@ -102,12 +106,25 @@ def _nearest(key: str, known: list[str]) -> str:
     return max(known, key=alike)
 
 
+class _Once(yaml.SafeLoader):
+    """YAML whose keys occur once; PyYAML keeps the last of two without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, which it is called by for each mapping."""
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line, name = key.start_mark.line + 1, str(key.value)
+            if lines.setdefault(name, line) != line:
+                raise yaml.YAMLError(f"{name} is there twice, in line {lines[name]} and in line {line}")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(), _Once)
     except OSError as error:
         raise InputError(f"cannot read settings {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"settings {file} are not YAML: {str(error).splitlines()[0]}") from None
     if values is None:
         return {}
@@ -273,9 +290,9 @@ class TrainConfig(Settings):
     lr_last: float = Field(default=0.05, ge=0, le=1, description="The cosine ends at this share.")
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.02, ge=0)
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Of AdamW.")
+    betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.999), description="Of AdamW.")
     clip: float = Field(default=3.0, gt=0)
-    teacher_momentum: float = Field(default=0.99, ge=0, lt=1)
+    teacher_momentum: Momentum = 0.99
     frozen: tuple[int, int] | None = Field(
         default=(0, 0), description="First and last stage of a trained backbone that stay as they are; 0 is the stem."
     )
@@ -292,7 +309,7 @@ class TrainConfig(Settings):
     cache_gb: float | None = Field(
         default=None, gt=0, description="Bound of the crop cache, 2^30 bytes; default: half the memory that is free."
     )
-    drift: tuple[float, float] = Field(
+    drift: tuple[NonNegativeFloat, NonNegativeFloat] = Field(
         default=(0.15, 0.5), description="Margin of each side, in units of the box's side / 2."
     )
     colour: float = Field(
@@ -317,7 +334,9 @@ class TrainConfig(Settings):
     val_images: Path | None = Field(default=None, description="Image folder of `val`; default: images/ beside it.")
     validate_every: int = Field(default=1, ge=1, description="Epochs between two judgements.")
     keep_every: int = Field(default=0, ge=0, description="The teacher of every so many epochs is kept in RUN; 0: none.")
-    thresholds: tuple[float, ...] = Field(default=(0.25, 0.3, 0.35, 0.4, 0.45, 0.5), description="Candidates.")
+    thresholds: tuple[Probability, ...] = Field(
+        default=(0.25, 0.3, 0.35, 0.4, 0.45, 0.5), min_length=1, description="Candidates."
+    )
     unlabelled_share: float = Field(
         default=0.3, ge=0, le=1, description="Boxes without a label are drawn so much less."
     )
@@ -328,7 +347,7 @@ class TrainConfig(Settings):
     losses: LossConfig = LossConfig()
     adapt: AdaptConfig = AdaptConfig()
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0, description="Processes that make views; 0 does it in the loop.")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0 means all.")
     precision: Literal["auto", "32", "bf16", "16"] = "auto"

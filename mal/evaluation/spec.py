@@ -9,7 +9,7 @@ import numpy as np
 
 from mal.errors import OutputError
 from mal.evaluation.metrics import Evaluation, Judged, evaluate
-from mal.evaluation.pairs import read_coco
+from mal.evaluation.pairs import pair_up, read_coco
 from mal.runtime.label import label_dataset
 from mal.train.tao import evaluate_task
 
@@ -36,6 +36,7 @@ def evaluate_spec(
     task = evaluate_task(spec, overrides)
     if predicted is None or truth is None:
         predicted, truth = task.output, task.boxes
+        pair_up(truth, truth)  # refuses a file without masks before all of it is labelled
         label_dataset(**task.arguments(), fresh=True)
     evaluation = evaluate(predicted, truth)
     status = {"status": "SUCCESS", "kpi": tao_figures(evaluation.judged, _box_areas(truth))}

@@ -89,7 +89,7 @@ def train(
         out/student.safetensors.
 
     Raises:
-        UsageError: settings that contradict the start, a RUN that exists, nothing to resume.
+        UsageError: settings that contradict the start, a RUN that exists, nothing to resume or to learn.
         InputError: boxes, images or weights that cannot be used.
         Interrupted: stopped by the user; out/last.ckpt can be resumed.
         OutputError: out cannot be written.
@@ -102,8 +102,16 @@ def train(
         if student_file.is_file():
             raise UsageError(f"{out} is complete: {student_file} exists")
     elif student_file.exists() or (out / "last.ckpt").exists():  # one that failed before it had learned is replaced
-        raise UsageError(f"{out} holds a run already; add --resume to go on with it, or choose another folder")
+        raise UsageError(
+            f"{out} holds a run already; go on with it by --resume (-e: train.resume_training_checkpoint_path="
+            f"{out / 'last.ckpt'}), or choose another folder"
+        )
     check_devices(config)
+    if not (config.losses.label or config.losses.mil or config.losses.crf):
+        raise UsageError(
+            "losses.label, losses.mil and losses.crf (-e: train.loss_mil_weight, train.loss_crf_weight) are all 0: "
+            "nothing would be learned"
+        )
     if any(not 1 < each < len(config.rounds) for each in config.sighted):
         raise UsageError(
             f"sighted={list(config.sighted)}: of {len(config.rounds)} rounds only those from 2 to "

@@ -93,8 +93,8 @@ def train_task(file: Path, overrides: Sequence[str] = ()) -> TrainTask:
     config = TrainConfig.parse({"min_side": 2.0, "areas": (data.min_obj_size, data.max_obj_size)})
     count = len(usable_rows(open_boxes(boxes, images), config))
     steps = max(1, count // batch)
-    # TAO draws two numbers for a side; their product is as large on average as one drawn up to half the bound.
-    drift = train.margin_rate[0], max(train.margin_rate[0], train.margin_rate[1] / 2)
+    # TAO multiplies what it draws between the bounds by a number below 1; as large on average, drawn at once:
+    drift = 0.0, sum(train.margin_rate) / 2
     expansion = train.test_margin_rate[0] / 2
     room = max(0.6, drift[1], expansion)
     values = config.model_dump(include=config.model_fields_set) | {

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from mal.config import Settings
+from mal.config import Momentum, Probability, Settings
 from mal.errors import UsageError
 
 
@@ -43,7 +43,7 @@ class Model(Settings):
     mask_head_num_convs: int = 4
     mask_head_hidden_channel: int = Field(default=256, ge=8, multiple_of=8)
     mask_head_out_channel: int = 256
-    teacher_momentum: float = Field(default=0.996, ge=0, lt=1)
+    teacher_momentum: Momentum = 0.996
     not_adjust_scale: bool = False
     mask_scale_ratio_pre: int = 1
     mask_scale_ratio: float = 2.0
@@ -71,7 +71,7 @@ class Train(Settings):
     num_gpus: int = Field(default=1, ge=1)
     gpu_ids: tuple[int, ...] = (0,)
     num_nodes: int = 1
-    seed: int = 1234
+    seed: int = Field(default=1234, ge=0)
     cudnn: Cudnn = Cudnn()
     num_epochs: int = Field(default=10, ge=1)
     checkpoint_interval: int = Field(default=1, ge=1)
@@ -86,16 +86,16 @@ class Train(Settings):
     optim_type: str = "adamw"
     optim_momentum: float = 0.9
     optim_eps: float = 1e-8
-    optim_betas: tuple[float, float] = (0.9, 0.9)
+    optim_betas: tuple[Momentum, Momentum] = (0.9, 0.9)
     lr: float = Field(default=1.5e-6, gt=0)
     min_lr: float = 0.0
     min_lr_rate: float = Field(default=0.2, ge=0, le=1)
     num_wave: float = 1
     wd: float = Field(default=5e-4, ge=0)
     warmup_epochs: float = Field(default=1, ge=0)
-    margin_rate: tuple[float, float] = (0.0, 1.2)
-    test_margin_rate: tuple[float, float] = (0.6, 0.6)
-    mask_thres: tuple[float, ...] = (0.1,)
+    margin_rate: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 1.2)
+    test_margin_rate: tuple[PositiveFloat, float] = (0.6, 0.6)
+    mask_thres: tuple[Probability, ...] = (0.1,)
     crf_kernel_size: int = 3
     crf_num_iter: int = Field(default=100, ge=0)
     crf_zeta: float = Field(default=0.1, gt=0)

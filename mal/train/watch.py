@@ -14,7 +14,7 @@ from PIL import Image
 
 from mal.config import ModelConstants, TrainConfig
 from mal.crops import cut_crop
-from mal.errors import OutputError
+from mal.errors import MalError, OutputError
 from mal.network.checkpoint import save_student
 from mal.train.judge import Probability, judge
 from mal.train.labels import iou
@@ -84,6 +84,11 @@ class Watch(Callback):
             state = trainer.strategy.lightning_module_state_dict()
             if trainer.is_global_zero:
                 self.whole.load_state_dict(state)
+        if not all(bool(each.isfinite().all()) for each in pl_module.student.parameters()):
+            raise MalError(
+                f"training diverged in epoch {trainer.current_epoch + 1}: the network's numbers are no longer finite; "
+                "start a new run with a lower lr_head and lr_backbone (-e: train.lr)"
+            )
         means = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "loss_" in name}
         try:
             if trainer.is_global_zero:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mal.errors import MalError, UsageError
+from mal.errors import InputError, MalError, UsageError
 from mal.evaluation.metrics import Judged
 from mal.evaluation.spec import evaluate_spec, tao_figures
 from mal.export.export import export_model
@@ -142,7 +142,13 @@ def test_every_fixed_key_is_a_key() -> None:
         ("train", {"num_epoch": 3}, ["train.num_epoch", "train.num_epochs"]),
         ("dataset", {"train_ann_pth": "x"}, ["dataset.train_ann_pth", "dataset.train_ann_path"]),
         ("model", {"arch": "fan_tiny_12_p16_224"}, ["model.arch", "FAN"]),
+        ("trian", {"num_epochs": 3}, ["'trian'", "'train'"]),
         ("train", {"mask_thres": [0.1, 0.2, 0.3]}, ["train.mask_thres", "one value"]),
+        ("train", {"mask_thres": [1.5]}, ["train.mask_thres.0=1.5"]),
+        ("train", {"optim_betas": [0.9, 1.5]}, ["train.optim_betas.1=1.5"]),
+        ("train", {"seed": -1}, ["train.seed=-1"]),
+        ("train", {"margin_rate": [-3, 1.2]}, ["train.margin_rate.0=-3"]),
+        ("train", {"test_margin_rate": [-1, 0.6]}, ["train.test_margin_rate.0=-1"]),
         ("train", {"resume_training_checkpoint_path": "/elsewhere/last.ckpt"}, ["last.ckpt"]),
         ("model", {"frozen_stages": [3]}, ["model.frozen_stages", "random"]),
     ],
@@ -154,6 +160,34 @@ def test_mistakes_name_the_key_and_the_way_out(
         train_task(write_spec(**{group: values}))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_key_that_is_there_twice_is_refused(write_spec: Write) -> None:
+    spec = write_spec()
+    spec.write_text(spec.read_text() + "results_dir: elsewhere\n")
+    with pytest.raises(InputError, match="results_dir is there twice, in line"):
+        TaoSpec.load(spec)
+
+
+def test_boxes_without_masks_are_not_labelled_before_they_are_refused(
+    write_spec: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = write_spec(evaluate={"checkpoint": "model.onnx"})
+    boxes = Path(TaoSpec.load(spec).dataset.val_ann_path)
+    document = json.loads(boxes.read_text())
+    for row in document["annotations"]:
+        del row["segmentation"]
+    boxes.write_text(json.dumps(document))
+    monkeypatch.setattr("mal.evaluation.spec.label_dataset", lambda **words: pytest.fail("labelled"))
+    with pytest.raises(InputError, match="no true mask"):
+        evaluate_spec(spec, [])
+
+
+@pytest.mark.parametrize(("bounds", "drift"), [([0, 1.2], (0, 0.6)), ([0.8, 1.2], (0, 1.0)), ([1.2, 0], (0, 0.6))])
+def test_margins_are_as_large_on_average_as_those_of_tao(
+    write_spec: Write, bounds: list[float], drift: tuple[float, float]
+) -> None:
+    assert train_task(write_spec(train={"margin_rate": bounds})).config.drift == drift
 
 
 def test_numbers_of_tao_become_ours(write_spec: Write) -> None:

@@ -13,7 +13,7 @@ import torch
 import mal.network.head
 import mal.train.start as start_module
 from mal.config import LossConfig, ModelConstants, TrainConfig
-from mal.errors import DeviceError, InputError, Interrupted, ModelFileError, UsageError
+from mal.errors import DeviceError, InputError, Interrupted, MalError, ModelFileError, UsageError
 from mal.network.checkpoint import load_student
 from mal.network.student import Student
 from mal.train.fit import precision
@@ -100,6 +100,14 @@ def test_a_stopped_run_resumes_exactly(
     assert metrics(out) == metrics(boxes.parent / "whole")
 
 
+def test_a_training_that_diverges_leaves_no_student(make_data, quick: TrainConfig) -> None:
+    boxes = make_data(2)
+    wild = quick.model_copy(update={"lr_head": 1e12, "lr_backbone": 1e12, "warmup_steps": 0})
+    with pytest.raises(MalError, match=r"diverged in epoch 1.*lr_head"):
+        train(wild, boxes, None, boxes.parent / "run", "none")
+    assert not (boxes.parent / "run" / "student.safetensors").exists()
+
+
 def test_contradictions_are_refused(make_data, quick: TrainConfig, tmp_path: Path) -> None:
     boxes = make_data(1)
     with pytest.raises(UsageError, match="nothing to resume"):
@@ -112,6 +120,9 @@ def test_contradictions_are_refused(make_data, quick: TrainConfig, tmp_path: Pat
         train(quick, [boxes, boxes], boxes.parent / "images", tmp_path / "run", "none")
     with pytest.raises(ModelFileError, match="no model file"):
         train(TrainConfig(), boxes, None, tmp_path / "run", tmp_path / "missing.safetensors")
+    nothing = quick.model_copy(update={"losses": LossConfig(label=0, mil=0, crf=0)})
+    with pytest.raises(UsageError, match=r"losses\.label.*nothing would be learned"):
+        train(nothing, boxes, None, tmp_path / "run", "none")
     with pytest.raises(UsageError, match="pretrained=none"):
         train(quick.model_copy(update={"pretrained": "auto"}), boxes, None, tmp_path / "run", "none")
     done = train(quick, boxes, None, tmp_path / "run", "none")
