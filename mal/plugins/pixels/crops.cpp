@@ -3,12 +3,13 @@ Crops on the CPU, straight into the network's input.  What they mean: mal/crops.
 
 Data      image (h, w, 3) u8, its pixels contiguous, rows `stride` bytes apart; rects (n, 4) f64 x0 y0 x1 y1, may leave
           the image; crops (n, 3, size, size) f32, whole numbers 0 .. 255. No aliasing.
-Filter    a triangle as wide as an output pixel, or as an image pixel where that is wider; f32 weights.
-Order     two passes, down the columns first where that leaves fewer rows, rounded to whole grey levels after each, as in
-          Pillow. Where Pillow's order is another one, both are half a level off at most: a value may differ by one.
-Speed     down: along memory, which compilers make good code of. across: two pixels of three colours at a time.
-Same      on every machine: no fused multiply-adds, and sums in the order that stands here.
-Build     g++ -O3 -march=native -shared -fPIC host.cpp      (host_library.py does it)
+Filter    a triangle as wide as an output pixel, or as an image pixel where that is wider.
+Order     two passes, down the columns first where that leaves fewer rows, rounded to whole grey levels after each, as
+          in Pillow. Where Pillow's order is another one, both are half a level off at most: a value may differ by one.
+Speed     every pass is a sum of whole lines; between the passes the picture is turned, so that columns are lines. Lines
+          are found by pointers, so what is filled in outside the image costs nothing.
+Same      on every machine: integers, and weights from f64 without fused multiply-adds.
+Build     g++ -O3 -march=native -shared -fPIC crops.cpp      (host_library.py does it)
 */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
@@ -24,9 +25,17 @@ Build     g++ -O3 -march=native -shared -fPIC host.cpp      (host_library.py doe
 #include <new>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 enum Fill { kReflect = 0, kEdge = 1, kWrap = 2 };  // the order in compiled.py
+
+constexpr std::ptrdiff_t kTile = 32;  // bytes of a line that are worked on at a time
+
+std::ptrdiff_t whole_tiles(std::ptrdiff_t bytes) { return (bytes + kTile - 1) / kTile * kTile; }
 
 // Where row (or column) i of the filled image is read.
 std::ptrdiff_t source_of(std::ptrdiff_t i, std::ptrdiff_t length, int fill) {
@@ -37,188 +46,239 @@ std::ptrdiff_t source_of(std::ptrdiff_t i, std::ptrdiff_t length, int fill) {
     return std::min(i, 2 * length - 1 - i);
 }
 
-// Whole pixels first .. last of one axis that a crop reads, and what each of them counts in each output pixel.
+// One axis of a crop: which pixels of the image it reads, and what each of them counts in each output pixel.
 struct Axis {
-    std::ptrdiff_t first, last;
-    std::vector<int> start;      // the first pixel of each output pixel, relative to `first`
-    std::vector<float> weights;  // `taps` an output pixel, as many for all: a loop that the processor can foresee
-    int taps = 0;                // a multiple of `step`, the last ones without weight
+    std::ptrdiff_t first, length;        // of the image's pixels that are read
+    std::vector<std::ptrdiff_t> places;  // among these, of the filled image's pixels in their order
+    std::vector<int> start;              // of each output pixel: the first of its places
+    std::vector<int16_t> weights;        // `taps` an output pixel, together 1 << shift
+    int taps = 0, shift = 0;             // taps: even, the last ones perhaps without weight
 
-    Axis(double low, double high, int size, int step) : start(size) {
+    Axis(double low, double high, std::ptrdiff_t image, int size, int fill) : start(size) {
         const double support = std::max(1.0, (high - low) / size);
-        first = std::ptrdiff_t(std::floor(low - support)) - 1;
-        last = std::ptrdiff_t(std::ceil(high + support)) + 1;
+        const std::ptrdiff_t begins = std::ptrdiff_t(std::floor(low - support)) - 1;
+        places.resize(std::ptrdiff_t(std::ceil(high + support)) + 1 - begins);
+        find_places(begins, image, fill);
         // Pillow takes the edges as float32.
-        const float begin = float(low - double(first)), end = float(high - double(first));
-        const double scale = double(end - begin) / size, reach = std::max(1.0, scale);
-        std::vector<int> stop(size);
-        for (int i = 0; i < size; ++i) {
+        find_weights(float(low - double(begins)), float(high - double(begins)));
+    }
+    int size() const { return int(start.size()); }
+
+private:
+    void find_places(std::ptrdiff_t begins, std::ptrdiff_t image, int fill) {
+        for (std::size_t i = 0; i < places.size(); ++i) places[i] = source_of(begins + std::ptrdiff_t(i), image, fill);
+        const auto [low, high] = std::minmax_element(places.begin(), places.end());
+        first = *low, length = *high + 1 - first;
+        for (std::ptrdiff_t& place : places) place -= first;
+    }
+
+    void find_weights(float begin, float end) {
+        const double scale = double(end - begin) / size(), reach = std::max(1.0, scale);
+        std::vector<double> exact, sums(size());  // one after the other; of each output pixel
+        std::vector<int> counts(size());
+        double largest = 0;
+        for (int i = 0; i < size(); ++i) {
             const double centre = begin + (i + 0.5) * scale;
             start[i] = std::max(0, int(centre - reach + 0.5));
-            stop[i] = int(std::min<std::ptrdiff_t>(length(), std::ptrdiff_t(centre + reach + 0.5)));
-            taps = std::max(taps, stop[i] - start[i]);
-        }
-        std::vector<double> exact(taps);
-        taps = (taps + step - 1) / step * step;
-        weights.resize(std::ptrdiff_t(size) * taps);
-        for (int i = 0; i < size; ++i) {
-            const double centre = begin + (i + 0.5) * scale;
-            const int count = stop[i] - start[i];
-            double sum = 0;
-            for (int t = 0; t < count; ++t)
-                sum += exact[t] = std::max(0.0, 1.0 - std::abs((t + start[i] - centre + 0.5) * (1.0 / reach)));
-            for (int t = 0; t < count; ++t) weights[i * std::ptrdiff_t(taps) + t] = float(exact[t] / sum);
-        }
-    }
-    std::ptrdiff_t length() const { return last - first; }
-    int size() const { return int(start.size()); }
-};
-
-typedef float Eight __attribute__((vector_size(32)));
-
-// Resamples lines of interleaved colours into three lines of one colour each.
-class Across {
-public:
-    explicit Across(const Axis& axis) : axis_(axis), pairs_(axis.taps / 2), weights_(8 * axis.size() * pairs_) {
-        for (int i = 0; i < axis.size(); ++i)
-            for (int t = 0; t < axis.taps; ++t)
-                std::fill_n(&weights_[8 * (i * pairs_ + t / 2) + 3 * (t % 2)], 3, axis.weights[i * axis.taps + t]);
-    }
-    // What is read behind the line's end has no weight, but must be a number.
-    static constexpr std::ptrdiff_t kBehind = 8;
-
-    void resample(const float* line, float* out) const {
-        const int size = axis_.size();
-        const float* weight = weights_.data();
-        for (int i = 0; i < size; ++i) {
-            const float* from = line + 3 * std::ptrdiff_t(axis_.start[i]);
-            Eight sum = {};
-            for (std::ptrdiff_t pair = 0; pair < pairs_; ++pair, from += 6, weight += 8) {
-                Eight values, weights;
-                std::memcpy(&values, from, sizeof values);
-                std::memcpy(&weights, weight, sizeof weights);
-                sum += values * weights;
+            counts[i] = int(std::min<std::ptrdiff_t>(places.size(), std::ptrdiff_t(centre + reach + 0.5))) - start[i];
+            taps = std::max(taps, counts[i]);
+            double most = 0;
+            for (int t = 0; t < counts[i]; ++t) {
+                exact.push_back(std::max(0.0, 1.0 - std::abs((t + start[i] - centre + 0.5) * (1.0 / reach))));
+                sums[i] += exact.back(), most = std::max(most, exact.back());
             }
-            out[i] = sum[0] + sum[3];
-            out[size + i] = sum[1] + sum[4];
-            out[2 * size + i] = sum[2] + sum[5];
+            largest = std::max(largest, most / sums[i]);
+        }
+        taps += taps % 2;
+        places.resize(places.size() + taps, places.back());  // what has no weight is read, too
+        // As fine as 16 bits hold the weights, and 32 the sums.
+        for (shift = 14; shift < 22 && largest * (2 << shift) < 32767;) ++shift;
+        weights.resize(std::ptrdiff_t(size()) * taps);
+        const double* next = exact.data();
+        for (int i = 0; i < size(); ++i) {
+            // It is their sums that are rounded, so that all of them together are one: white stays white.
+            double before = 0;
+            for (int t = 0, done = 0; t < counts[i]; ++t) {
+                before += *next++ / sums[i];
+                const int now = int(before * (1 << shift) + 0.5);
+                weights[i * std::ptrdiff_t(taps) + t] = int16_t(now - done);
+                done = now;
+            }
         }
     }
-
-private:
-    const Axis& axis_;
-    const std::ptrdiff_t pairs_;
-    std::vector<float> weights_;  // eight a pair of pixels: w w w v v v 0 0
 };
 
-// out[x] = the sum of rows start .. start + taps, weighted. Four rows at a time, which compilers make good code of; the
-// last ones may have no weight.
-template <typename Value>
-void resample_down(const Value* const* rows, const float* weights, int taps, std::ptrdiff_t length, float* __restrict__ out) {
-    for (int t = 0; t < taps; t += 4) {
-        const Value *a = rows[t], *b = rows[t + 1], *c = rows[t + 2], *d = rows[t + 3];
-        const float u = weights[t], v = weights[t + 1], w = weights[t + 2], z = weights[t + 3];
-        if (t == 0)
-            for (std::ptrdiff_t x = 0; x < length; ++x)
-                out[x] = float(a[x]) * u + float(b[x]) * v + float(c[x]) * w + float(d[x]) * z;
-        else
-            for (std::ptrdiff_t x = 0; x < length; ++x)
-                out[x] = out[x] + float(a[x]) * u + float(b[x]) * v + float(c[x]) * w + float(d[x]) * z;
+// A picture of bytes, its lines `stride` bytes apart.
+struct Picture {
+    const uint8_t* at;
+    std::ptrdiff_t stride;
+};
+
+// Sixteen sums of bytes, each times the weight of its line; two lines at a time.
+#if defined(__AVX2__)
+struct Sums {
+    __m256i low = _mm256_setzero_si256(), high = low;
+
+    void add(const uint8_t* one, const uint8_t* other, const int16_t* weights) {
+        int32_t two;
+        std::memcpy(&two, weights, sizeof two);
+        const __m256i a = load(one), b = load(other), pair = _mm256_set1_epi32(two);
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), pair));
+        high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), pair));
     }
-}
-
-void round_to(const float* values, std::ptrdiff_t count, float* out) {
-    for (std::ptrdiff_t x = 0; x < count; ++x) out[x] = float(int(values[x] + 0.5f));
-}
-
-// Rows without weight that resample_down reads.
-template <typename Row>
-void repeat_last(std::vector<Row>& rows) {
-    rows.resize(rows.size() + 3, rows.back());
-}
-
-// The columns of the filled image that a crop reads, made of a line of the image's own.
-class Columns {
-public:
-    Columns(const Axis& across, std::ptrdiff_t width, int fill) : sources_(across.length()) {
-        for (std::ptrdiff_t x = across.first; x < across.last; ++x)
-            sources_[x - across.first] = source_of(x, width, fill);
-        const auto [low, high] = std::minmax_element(sources_.begin(), sources_.end());
-        first_ = *low, length_ = *high + 1 - *low;
-        inner_ = std::clamp<std::ptrdiff_t>(0, across.first, across.last) - across.first;
-        outer_ = std::clamp<std::ptrdiff_t>(width, across.first + inner_, across.last) - across.first;
-    }
-    std::ptrdiff_t first() const { return first_; }
-    std::ptrdiff_t length() const { return length_; }
-
-    // own: pixels first() .. first() + length() of the image. out: all that the crop reads.
-    void fill(const float* own, float* out) const {
-        const auto one = [&](std::ptrdiff_t x) { std::memcpy(out + 3 * x, own + 3 * (sources_[x] - first_), 12); };
-        for (std::ptrdiff_t x = 0; x < inner_; ++x) one(x);
-        if (inner_ < outer_)
-            std::memcpy(out + 3 * inner_, own + 3 * (sources_[inner_] - first_), 12 * (outer_ - inner_));
-        for (std::ptrdiff_t x = outer_; x < std::ptrdiff_t(sources_.size()); ++x) one(x);
+    void round_to(uint8_t* out, int shift) const {
+        const __m256i half = _mm256_set1_epi32(1 << (shift - 1));
+        const __m256i all = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_add_epi32(low, half), shift),
+                                               _mm256_srai_epi32(_mm256_add_epi32(high, half), shift));
+        const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
     }
 
 private:
-    std::vector<std::ptrdiff_t> sources_;
-    std::ptrdiff_t first_, length_, inner_, outer_;  // inner .. outer lie in the image
+    static __m256i load(const uint8_t* bytes) {
+        return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    }
 };
+#else
+struct Sums {
+    int32_t sums[16] = {};
 
+    void add(const uint8_t* one, const uint8_t* other, const int16_t* weights) {
+        for (int i = 0; i < 16; ++i) sums[i] += one[i] * weights[0] + other[i] * weights[1];
+    }
+    void round_to(uint8_t* out, int shift) const {
+        for (int i = 0; i < 16; ++i) out[i] = uint8_t((sums[i] + (1 << (shift - 1))) >> shift);
+    }
+};
+#endif
+
+// Line i of `out` is the sum of the lines of `from` that output pixel i of the axis reads. At least a tile of each is
+// read and written.
+void resample(const Axis& axis, Picture from, std::ptrdiff_t length, uint8_t* out, std::ptrdiff_t stride) {
+    std::vector<const uint8_t*> places(axis.places.size());
+    for (std::size_t i = 0; i < places.size(); ++i) places[i] = from.at + axis.places[i] * from.stride;
+    for (int i = 0; i < axis.size(); ++i, out += stride) {
+        const uint8_t* const* const lines = &places[axis.start[i]];
+        const int16_t* const weights = &axis.weights[i * std::ptrdiff_t(axis.taps)];
+        // Lines that the next output pixel reads first: asked for now, they are there in time.
+        const int soon = i + 1 < axis.size() ? axis.start[i + 1] - axis.start[i] : 0;
+        for (std::ptrdiff_t tile = 0; tile < length; tile += kTile) {
+            const std::ptrdiff_t x = std::max<std::ptrdiff_t>(std::min(tile, length - kTile), 0);
+            for (int t = 0; t < soon; ++t) __builtin_prefetch(lines[axis.taps + t] + x, 0, 2);
+            Sums left, right;
+            for (int t = 0; t < axis.taps; t += 2) {
+                left.add(lines[t] + x, lines[t + 1] + x, weights + t);
+                right.add(lines[t] + x + 16, lines[t + 1] + x + 16, weights + t);
+            }
+            left.round_to(out + x, axis.shift);
+            right.round_to(out + x + 16, axis.shift);
+        }
+    }
+}
+
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
+#if defined(__clang__)
+#define MAL_PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MAL_PICK(a, b, ...) __builtin_shuffle(a, b, Bytes{__VA_ARGS__})
+#endif
+
+// Bytes of a and b in turn, of their first and of their second halves.
+inline Bytes deal_first(Bytes a, Bytes b) {
+    return MAL_PICK(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline Bytes deal_second(Bytes a, Bytes b) {
+    return MAL_PICK(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
+// Columns become lines, in squares of 16; whole ones are read and written.
+void turn(Picture from, std::ptrdiff_t lines, std::ptrdiff_t length, uint8_t* out, std::ptrdiff_t stride) {
+    for (std::ptrdiff_t x = 0; x < length; x += 16)
+        for (std::ptrdiff_t y = 0; y < lines; y += 16) {
+            Bytes square[16], next[16];
+            for (int i = 0; i < 16; ++i) std::memcpy(&square[i], from.at + (y + i) * from.stride + x, 16);
+            // As a pack of 256 cards whose halves are dealt into each other: four times.
+            for (int round = 0; round < 4; ++round) {
+                for (int i = 0; i < 8; ++i) {
+                    next[2 * i] = deal_first(square[i], square[i + 8]);
+                    next[2 * i + 1] = deal_second(square[i], square[i + 8]);
+                }
+                std::copy_n(next, 16, square);
+            }
+            for (int i = 0; i < 16; ++i) std::memcpy(out + (x + i) * stride + y, &square[i], 16);
+        }
+}
+
+// Cuts crops of one image.
 class Cutter {
 public:
     Cutter(const uint8_t* image, int64_t height, int64_t width, int64_t stride, int size, int fill)
         : image_(image), height_(height), width_(width), stride_(stride), size_(size), fill_(fill) {}
 
     void cut(const double* rect, float* crop) {
-        const Axis across(rect[0], rect[2], size_, 2), down(rect[1], rect[3], size_, 4);
-        const Columns columns(across, width_, fill_);
-        const Across resampler(across);
-        const std::ptrdiff_t length = 3 * columns.length(), side = 3 * std::ptrdiff_t(size_);
-        std::vector<const uint8_t*> rows(down.length());
-        for (std::ptrdiff_t y = 0; y < down.length(); ++y)
-            rows[y] = image_ + source_of(down.first + y, height_, fill_) * stride_ + 3 * columns.first();
-        own_.resize(length);
-        line_.assign(3 * across.length() + Across::kBehind, 0);
-        planes_.resize(side);
-        if (down.length() > size_) {
-            repeat_last(rows);
-            for (int i = 0; i < size_; ++i) {
-                resample_down(&rows[down.start[i]], &down.weights[i * down.taps], down.taps, length, own_.data());
-                round_to(own_.data(), length, own_.data());
-                columns.fill(own_.data(), line_.data());
-                resampler.resample(line_.data(), planes_.data());
-                round_into(crop, i);
-            }
-        } else {
-            between_.resize(down.length() * side);
-            std::vector<const float*> lines(down.length());
-            for (std::ptrdiff_t y = 0; y < down.length(); ++y) {
-                lines[y] = &between_[y * side];
-                std::copy_n(rows[y], length, own_.data());
-                columns.fill(own_.data(), line_.data());
-                resampler.resample(line_.data(), &between_[y * side]);
-                round_to(&between_[y * side], side, &between_[y * side]);
-            }
-            repeat_last(lines);
-            for (int i = 0; i < size_; ++i) {
-                resample_down(&lines[down.start[i]], &down.weights[i * down.taps], down.taps, side, planes_.data());
-                round_into(crop, i);
-            }
-        }
+        const Axis across(rect[0], rect[2], width_, size_, fill_), down(rect[1], rect[3], height_, size_, fill_);
+        const Picture window{image_ + down.first * stride_ + 3 * across.first, stride_};
+        if (down.length > size_) cut_down_first(across, down, window, crop);
+        else cut_across_first(across, down, window, crop);
     }
 
 private:
-    // The lines in planes_ are line i of the crop.
-    void round_into(float* crop, std::ptrdiff_t i) const {
-        for (std::ptrdiff_t colour = 0; colour < 3; ++colour)
-            round_to(planes_.data() + colour * size_, size_, crop + (colour * size_ + i) * size_);
+    // A line of bytes that is turned is a colour of a column; three of them are a pixel of the axis across.
+    void cut_down_first(const Axis& across, const Axis& down, Picture window, float* crop) {
+        const std::ptrdiff_t length = 3 * across.length, side = whole_tiles(size_);
+        if (length < kTile) window = copy(window, down.length, length, one_);  // a tile may not be there
+        const Picture lines = room(side, whole_tiles(length), other_);
+        resample(down, window, length, other_.data(), lines.stride);
+        const Picture columns = room(lines.stride, side, one_);
+        turn(lines, size_, length, one_.data(), columns.stride);
+        room(side, 3 * side, other_);
+        resample(across, {columns.at, 3 * side}, 3 * side, other_.data(), 3 * side);
+        const Picture plane = room(side, side, one_);
+        for (std::ptrdiff_t colour = 0; colour < 3; ++colour) {
+            turn({other_.data() + colour * side, 3 * side}, size_, size_, one_.data(), side);
+            write(plane, crop + colour * size_ * size_);
+        }
+    }
+
+    void cut_across_first(const Axis& across, const Axis& down, Picture window, float* crop) {
+        const std::ptrdiff_t length = 3 * across.length, height = whole_tiles(down.length), side = whole_tiles(size_);
+        const Picture lines = copy(window, down.length, length, one_);
+        const Picture columns = room(lines.stride, height, other_);
+        turn(lines, down.length, length, other_.data(), height);
+        room(side, 3 * height, one_);
+        resample(across, {columns.at, 3 * height}, 3 * height, one_.data(), 3 * height);
+        const Picture planes = room(3 * height, side, other_);
+        turn({one_.data(), 3 * height}, size_, 3 * height, other_.data(), side);
+        const Picture plane = room(side, side, one_);
+        for (std::ptrdiff_t colour = 0; colour < 3; ++colour) {
+            resample(down, {planes.at + colour * height * side, side}, size_, one_.data(), side);
+            write(plane, crop + colour * size_ * size_);
+        }
+    }
+
+    // Room for a picture; what it holds is anything.
+    static Picture room(std::ptrdiff_t lines, std::ptrdiff_t stride, std::vector<uint8_t>& bytes) {
+        if (std::ptrdiff_t(bytes.size()) < lines * stride) bytes.resize(lines * stride);
+        return {bytes.data(), stride};
+    }
+
+    static Picture copy(Picture from, std::ptrdiff_t lines, std::ptrdiff_t length, std::vector<uint8_t>& bytes) {
+        const Picture made = room(whole_tiles(lines), whole_tiles(length), bytes);
+        for (std::ptrdiff_t y = 0; y < lines; ++y)
+            std::memcpy(&bytes[y * made.stride], from.at + y * from.stride, length);
+        return made;
+    }
+
+    void write(Picture plane, float* out) const {
+        for (std::ptrdiff_t y = 0; y < size_; ++y, out += size_)
+            for (std::ptrdiff_t x = 0; x < size_; ++x) out[x] = float(plane.at[y * plane.stride + x]);
     }
 
     const uint8_t* const image_;
     const std::ptrdiff_t height_, width_, stride_;
     const int size_, fill_;
-    std::vector<float> own_, line_, between_, planes_;
+    std::vector<uint8_t> one_, other_;
 };
 
 }  // namespace

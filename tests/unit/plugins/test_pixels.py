@@ -1,5 +1,7 @@
 """The compiled crops, masks and run lengths against those of `mal.crops` and `mal.masks`."""
 
+import ctypes
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from mal.images import read_image
 from mal.masks import BoxMask
 from mal.plugins import host_library
 from mal.plugins.pixels import NUMPY, Pixels, pixels
+from mal.plugins.pixels import compiled as compiled_pixels
 
 FILLS: tuple[Fill, ...] = ("reflect", "edge", "wrap")
 
@@ -84,6 +87,20 @@ def test_crops_of_views_and_white(compiled: Pixels, rng: np.random.Generator) ->
     white = np.full((3000, 20, 3), 255, np.uint8)  # a thousand weights a value, each rounded
     assert cut(compiled, white, np.array([[0.0, 0.0, 20.0, 3000.0]]), 3, "edge").min() == 255
     assert cut(compiled, image, np.empty((0, 4)), 32, "edge").shape == (0, 3, 32, 32)
+
+
+def test_the_same_crops_without_avx2(
+    compiled: Pixels, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("there is one body only on this processor")
+    image = rng.integers(0, 256, (300, 280, 3), np.uint8)
+    rects = np.array([[-5.0, 3.0, 60.0, 70.0], [-30.0, -50.0, 300.0, 340.0], [20.0, 0.0, 29.0, 300.0]])
+    fast = cut(compiled, image, rects, 33, "reflect")
+    library = ctypes.CDLL(str(host_library.build_host(tmp_path, ("-mno-avx2",))))
+    monkeypatch.setattr(compiled_pixels, "load_host", lambda: library)
+    monkeypatch.setattr(compiled_pixels, "host", compiled_pixels.host.__wrapped__)
+    assert np.array_equal(fast, cut(compiled, image, rects, 33, "reflect"))
 
 
 def test_what_the_crop_refuses(compiled: Pixels) -> None:
