@@ -225,7 +225,8 @@ def label(
         typer.Option("--ray", metavar="[ADDRESS]", help="Label on a Ray cluster; default: the one that is found."),
     ] = None,
     video: Annotated[
-        Path | None, typer.Option("--video", metavar="FILE", help="Video whose tracks, YouTube-VIS or MOT, are given.")
+        Path | None,
+        typer.Option("--video", metavar="FILE", help="Video whose tracks, YouTube-VIS, COCO-video or MOT, are given."),
     ] = None,
 ) -> None:
     """Turn boxes into masks: COCO JSON in, the same JSON with masks out. `-`: JSON lines from stdin to stdout."""

@@ -69,7 +69,7 @@ def open_document(path: Path) -> Document:
         raise BoxFileError(f"cannot read boxes {path}: {error.strerror or error}") from None
     head = document.read(0, 4)
     if not head:
-        raise BoxFileError(f"{path} is empty; expected a COCO JSON object with images and annotations")
+        raise BoxFileError(f"{path} is empty; expected boxes, as a COCO JSON object with images and annotations")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
         raise BoxFileError(f"{path} is not UTF-8 (it looks like UTF-16 or UTF-32); JSON files must be UTF-8")
     return document

@@ -1,6 +1,8 @@
-"""Boxes of tracked objects in one video: YouTube-VIS JSON or a MOT text file; YouTube-VIS out.
+"""Boxes of tracked objects in one video: YouTube-VIS or COCO-video JSON, or a MOT text file; YouTube-VIS out.
 
 YouTube-VIS     {"videos": [one], "annotations": [{"id", "video_id", "bboxes": [[x, y, w, h] or null, a frame each]}]}
+COCO-video      {"videos": [one], "images": [{"id", "frame_id" from 0}], "annotations": [{"id", "image_id",
+                "instance_id", "bbox"}]}; also under TAO's names, frame_index and track_id
 MOT             frame,id,x,y,w,h[,confidence[,class[,...]]], a box a line, frames from 1; confidence 0: not considered
 
 Masks go in as `segmentations`, `areas` and `mal`, in the place of each box; all other keys stay as they came.
@@ -107,7 +109,7 @@ class Tracks:
 
 
 def read_tracks(path: Path) -> Tracks:
-    """Read the boxes of a video; JSON is YouTube-VIS (packed or not), everything else MOT.
+    """Read the boxes of a video; JSON is YouTube-VIS or COCO-video (packed or not), everything else MOT.
 
     Raises:
         BoxFileError: no such file, neither format, more than one video, boxes without tracks.
@@ -128,6 +130,8 @@ def _from_json(path: Path, text: bytes) -> Tracks:
         raise BoxFileError(f"{path}: expected YouTube-VIS JSON, an object with lists of videos and annotations")
     if len(videos) != 1:
         raise BoxFileError(f"{path} has {len(videos)} videos; --video labels one: expected a file of its tracks alone")
+    if _are_objects(document.get("images")) and not any("bboxes" in each for each in annotations):
+        return _from_coco_video(path, document, annotations)
     rows: list[tuple[int, int, tuple[float, float, float, float]]] = []
     for track, annotation in enumerate(annotations):
         boxes = annotation.get("bboxes")
@@ -149,9 +153,7 @@ def _from_mot(path: Path, text: bytes) -> Tracks:
         lines = [line for line in csv.reader(text.decode().splitlines(), skipinitialspace=True) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise BoxFileError(f"{path} is neither JSON nor lines of a MOT file: {error}") from None
-    number_of: dict[int, int] = {}  # place by the file's own number
-    places: list[tuple[int, int, list[float]]] = []
-    categories: dict[int, int] = {}
+    boxes: list[_Box] = []
     for number, line in enumerate(lines, 1):
         try:
             frame, track = int(float(line[0])), int(float(line[1]))
@@ -169,23 +171,72 @@ def _from_mot(path: Path, text: bytes) -> Tracks:
             )
         if len(line) > 6 and line[6].strip() in ("0", "0.0"):
             continue
-        at = number_of.setdefault(track, len(number_of))
-        categories.setdefault(at, max(category, 1))
-        places.append((at, frame - 1, box))
-    length = 1 + max((frame for _, frame, _ in places), default=-1)
-    annotations: list[dict[str, Any]] = [
-        {"id": track, "video_id": 1, "category_id": categories[at], "iscrowd": 0, "bboxes": [None] * length}
-        for track, at in number_of.items()
-    ]
-    for at, frame, box in places:
-        if annotations[at]["bboxes"][frame] is not None:
-            raise BoxFileError(f"{path}: track {annotations[at]['id']} has two boxes in frame {frame + 1}")
+        boxes.append(_Box(track, frame - 1, box, {"category_id": max(category, 1)}))
+    length = 1 + max((box.frame for box in boxes), default=-1)
+    document: dict[str, Any] = {"videos": [{"id": 1, "length": length}]}
+    tracks = _gather(path, document, boxes, length)
+    found = sorted({each["category_id"] for each in tracks.annotations})
+    document["categories"] = [{"id": each, "name": f"class {each}"} for each in found]
+    return tracks
+
+
+def _from_coco_video(path: Path, document: dict[str, Any], annotations: list[dict[str, Any]]) -> Tracks:
+    frames: dict[Any, int] = {}
+    for image in document["images"]:
+        frame = image.get("frame_id", image.get("frame_index"))
+        if type(frame) is not int or not 0 <= frame < MAX_FRAME or not _is_id(image.get("id")):
+            raise BoxFileError(
+                f"{path}: image {image.get('id')!r} has the frame_id {frame!r}; expected its frame, from 0"
+            )
+        if image.get("video_id") != document["videos"][0].get("id"):
+            raise BoxFileError(f"{path}: image {image['id']!r} belongs to video {image.get('video_id')!r}, another one")
+        frames[image["id"]] = frame
+    boxes: list[_Box] = []
+    for annotation in annotations:
+        where = f"{path}: annotation {annotation.get('id')!r}"
+        track, image = annotation.get("instance_id", annotation.get("track_id")), annotation.get("image_id")
+        if not _is_id(track):
+            raise BoxFileError(f"{where} has no `instance_id`, nor `bboxes` of its own; track the boxes first")
+        if not _is_id(image) or image not in frames:
+            raise BoxFileError(f"{where} is on image {image!r}, which the file does not list")
+        boxes.append(_Box(track, frames[image], annotation.get("bbox"), annotation))
+    length = document["videos"][0].get("length")
+    stated = length if type(length) is int and length <= MAX_FRAME else 0
+    return _gather(path, document, boxes, max(stated, 1 + max(frames.values(), default=-1)))
+
+
+class _Box(NamedTuple):
+    """A box of a track in a frame, where a file lists each on its own."""
+
+    track: Any
+    frame: int  # from 0
+    box: Any  # as it came
+    said: dict[str, Any]  # what else the file says of it
+
+
+def _gather(path: Path, document: dict[str, Any], boxes: list[_Box], length: int) -> Tracks:
+    """An annotation for each track, as YouTube-VIS has it; what a track is, its first box says."""
+    place: dict[Any, int] = {}
+    annotations: list[dict[str, Any]] = []
+    rows: dict[tuple[int, int], tuple[float, float, float, float]] = {}
+    for track, frame, box, said in boxes:
+        at = place.setdefault(track, len(place))
+        if at == len(annotations):
+            kept: dict[str, Any] = {"category_id": said.get("category_id"), "iscrowd": 1}
+            kept |= {"bboxes": [None] * length} | ({"annotation_ids": [None] * length} if "id" in said else {})
+            annotations.append({"id": track, "video_id": document["videos"][0].get("id"), **kept})
+        if (at, frame) in rows:
+            raise BoxFileError(f"{path}: track {track} has two boxes in frame {frame + 1}")
+        rows[at, frame] = corners(box)
         annotations[at]["bboxes"][frame] = box
-    document = {
-        "videos": [{"id": 1, "length": length}],
-        "categories": [{"id": each, "name": f"class {each}"} for each in sorted(set(categories.values()))],
-    }
-    return Tracks(document, annotations, [(at, frame, corners(box)) for at, frame, box in places])
+        annotations[at]["iscrowd"] &= is_crowd(said.get("iscrowd"))  # where all its boxes are
+        if "id" in said:
+            annotations[at]["annotation_ids"][frame] = said["id"]
+    return Tracks(document, annotations, [(*key, row) for key, row in rows.items()])
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) in (int, str)
 
 
 def _are_objects(values: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -89,7 +89,7 @@ def label_video(
     """Label every box of a video's tracks. There is no journal: a run that is stopped begins again.
 
     Args:
-        tracks: YouTube-VIS JSON or a MOT file, see `mal.datasets.video`.
+        tracks: YouTube-VIS or COCO-video JSON, or a MOT file, see `mal.datasets.video`.
         video: any file that FFmpeg reads; its first video stream counts.
         output: file to write; None: `<tracks>.masks.json` beside the tracks.
         model, device, batch, workers, on_error, max_memory_gb, log_json, trust: as `label_dataset`, one device.
@@ -180,6 +180,9 @@ class Reel:
             self._container = av.open(str(path))
         except (OSError, ValueError, av.error.FFmpegError) as error:
             raise InputError(f"cannot read video {path}: {getattr(error, 'strerror', None) or error}") from None
+        if self._container.format.name == "tty":  # FFmpeg would draw the letters
+            self._container.close()
+            raise InputError(f"{path} is a text file, no video; boxes come first: mal label TRACKS --video FILE")
         if not self._container.streams.video:
             self._container.close()
             raise InputError(f"{path} has no video stream")

@@ -120,9 +120,59 @@ def test_mot_boxes_give_the_same_masks(tmp_path: Path, video: Path, model: Path)
     assert all((found[key] == expected[key]).all() for key in found)
 
 
+def test_coco_video_boxes_give_the_same_masks(tmp_path: Path, video: Path, model: Path) -> None:
+    """An image for each frame, in any order; a track of text; a crowd box within a track; a box that is none."""
+    vis, coco = tmp_path / "vis.json", tmp_path / "coco.json"
+    vis.write_text(json.dumps({**VIS, "annotations": VIS["annotations"][:1]}))
+    images = [{"id": f"i{frame}", "video_id": 7, "frame_id": frame, "file_name": "x"} for frame in (3, 4, 0, 1, 2)]
+    rows = [
+        {
+            "id": 50 + frame,
+            "image_id": f"i{frame}",
+            "instance_id": 1,
+            "category_id": 3,
+            "bbox": box,
+            "iscrowd": frame == 0,
+        }
+        for frame, box in enumerate(VIS["annotations"][0]["bboxes"])
+        if box
+    ]
+    broken = {"id": "x", "image_id": "i1", "track_id": "b", "category_id": 3, "bbox": None}
+    coco.write_text(json.dumps({**VIS, "images": images, "annotations": [*rows[::-1], broken]}))
+    report = label_video(coco, video, model=model, device="cpu")
+    assert (report.exit_code, report.tracks, report.boxes, report.labelled) == (3, 2, 4, 3)
+    document = json.loads(report.output.read_bytes())
+    assert document["images"] == images
+    first, second = document["annotations"]
+    assert (first["video_id"], first["category_id"], first["iscrowd"]) == (7, 3, 0)
+    assert first["bboxes"] == VIS["annotations"][0]["bboxes"]
+    assert first["annotation_ids"] == [50, None, 52, None, 54]
+    assert (second["id"], second["annotation_ids"]) == ("b", [None, "x", None, None, None])
+    listed = json.loads(Path(f"{report.output}.skipped.jsonl").read_text())
+    assert (listed["annotation_id"], listed["frame"]) == ("b", 1)
+    expected = masks_of(label_video(vis, video, model=model, device="cpu").output)
+    found = masks_of(report.output)
+    assert found.keys() == expected.keys()
+    assert all((found[key] == expected[key]).all() for key in found)
+
+
+def coco_video(image: dict[str, Any], *annotations: dict[str, Any]) -> str:
+    """A file of one frame; each argument changes what would be right."""
+    right = {"id": 5, "image_id": 1, "instance_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    rows = [right | each for each in annotations]
+    images = [{"id": 1, "video_id": 1, "frame_id": 0} | image]
+    return json.dumps({"videos": [{"id": 1}], "images": images, "annotations": rows})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (coco_video({"frame_id": -1}), "image 1 has the frame_id -1"),
+        (coco_video({"id": [1]}), r"image \[1\]"),
+        (coco_video({"video_id": 2}), "image 1 belongs to video 2"),
+        (coco_video({}, {"image_id": 2}), "annotation 5 is on image 2"),
+        (coco_video({}, {"instance_id": None}), "annotation 5 has no `instance_id`, nor `bboxes`"),
+        (coco_video({}, {}, {"id": 6}), "track 1 has two boxes in frame 1"),
         ("", "is empty"),
         ("{", "not readable JSON"),
         ("[1]", "expected YouTube-VIS JSON"),
@@ -148,6 +198,10 @@ def test_videos_that_are_none(tmp_path: Path, video: Path, model: Path) -> None:
     tracks, bad = tmp_path / "tracks.json", tmp_path / "bad.mp4"
     tracks.write_text(json.dumps(VIS))
     bad.write_bytes(b"no video" * 100)
+    text = tmp_path / "gt.txt"
+    text.write_text("1,1,3,4,5,6\n" * 50)
+    with pytest.raises(InputError, match="is a text file, no video"):  # the other way round
+        label_video(tracks, text, model=model, device="cpu")
     for path in (bad, tmp_path / "nothing.mp4", tmp_path):
         with pytest.raises(InputError, match="cannot read video"):
             label_video(tracks, path, model=model, device="cpu")
