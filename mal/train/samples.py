@@ -6,6 +6,7 @@ from it without touching the image again. The box is always its central part.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -107,7 +108,7 @@ def cut_samples(
     Args:
         files: opened box files; of them boxes, sizes and file names are read, nothing else.
         config: cache_expansion, cache_size, cache_gb, min_side and fill count here.
-        folder: where the cache lies; made if missing.
+        folder: where the cache lies; made if missing. Crops of other boxes or settings may lie beside.
         tick: called as images are done.
         most: boxes at most; more are drawn at random, by image.
 
@@ -115,27 +116,29 @@ def cut_samples(
         InputError: no box can be used, or not even one crop fits into cache_gb.
         OutputError: the cache cannot be written.
     """
-    table, pixels = folder / "crops.npz", folder / "crops.npy"
     room = int(cache_bytes(config) / (config.cache_size**2 * 3))
     key = _key(files, config, most)
-    if table.is_file():
-        with np.load(table) as found:
-            if str(found["key"]) == key:
-                stored = {name: found[name] for name in _STORED}
-                skipped = [str(line) for line in found["skipped"]]
-                kept = np.load(pixels, mmap_mode="r")[: len(stored["valid"])]
-                return Samples(pixels=kept, expansion=config.cache_expansion, skipped=skipped, key=key, **stored)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.unlink(missing_ok=True)
-        samples = replace(
-            _cut(files, config, pixels, tick or (lambda done, total: None), min(room, most or room)), key=key
-        )
-        lines = np.array(samples.skipped, str)
-        np.savez(table, skipped=lines, key=np.array(key), **{name: getattr(samples, name) for name in _STORED})
-    except OSError as error:
-        raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
-    return samples
+    table, pixels = folder / f"crops-{key}.npz", folder / f"crops-{key}.npy"
+    if not table.is_file():
+        # Written beside and renamed: another run may be reading, or cutting, the same crops.
+        part = folder / f"crops-{key}.{os.getpid()}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            samples = _cut(files, config, part, tick or (lambda done, total: None), min(room, most or room))
+            lines = np.array(samples.skipped, str)
+            part.replace(pixels)
+            with part.open("wb") as stream:
+                np.savez(stream, skipped=lines, **{name: getattr(samples, name) for name in _STORED})
+            part.replace(table)
+        except OSError as error:
+            raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
+        finally:
+            part.unlink(missing_ok=True)
+    with np.load(table) as found:
+        stored = {name: found[name] for name in _STORED}
+        skipped = [str(line) for line in found["skipped"]]
+    kept = np.load(pixels, mmap_mode="r")[: len(stored["valid"])]
+    return Samples(pixels=kept, expansion=config.cache_expansion, skipped=skipped, key=key, **stored)
 
 
 def _key(files: Sequence[BoxFile], config: TrainConfig, most: int | None) -> str:

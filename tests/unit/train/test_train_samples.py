@@ -88,11 +88,14 @@ def test_a_second_run_finds_the_crops_cut_unless_the_boxes_changed(
     make_data, quick: TrainConfig, tmp_path: Path
 ) -> None:
     path, cache = make_data(2), tmp_path / "cache"
-    first = np.array(cut_samples([open_boxes(path)], quick, cache).pixels)
+    first = cut_samples([open_boxes(path)], quick, cache).pixels
+    before = np.array(first)
     (path.parent / "images" / "0.png").unlink()
     again = cut_samples([open_boxes(path)], quick, cache)
     assert np.array_equal(first, again.pixels)
     assert len(cut_samples([open_boxes(edit(path, extra=1))], quick, cache)) == 1
+    assert np.array_equal(first, before)  # what a run reads is left alone by one that cuts others
+    assert not list(cache.glob("*.part"))
 
 
 @pytest.fixture
