@@ -92,3 +92,11 @@ def pixel_window(box: NDArray[np.float64]) -> tuple[int, int, int, int]:
         y = min(int((box[1] + box[3]) // 2), math.ceil(box[3]) - 1)
         return x, y, x + 1, y + 1
     return x0, y0, x1, y1
+
+
+def pixel_windows(boxes: Boxes) -> NDArray[np.int64]:
+    """`pixel_window` of (N, 4) clipped boxes: (N, 4)."""
+    windows = np.ceil(boxes - 0.5).astype(np.int64)
+    for row in np.flatnonzero((windows[:, 2:] <= windows[:, :2]).any(axis=1)):
+        windows[row] = pixel_window(boxes[row])
+    return windows

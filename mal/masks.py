@@ -83,6 +83,25 @@ def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], e
     return [mask_from_logits(logit, box, expansion) for logit, box in zip(logits, boxes, strict=True)]
 
 
+def runs_from_logits(
+    logits: NDArray[np.float32], boxes: NDArray[np.float64], expansion: float, sizes: Sequence[tuple[int, int]]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    """Masks as they are written: `encode` and `area` of `masks_from_logits`.
+
+    Args:
+        logits, boxes, expansion: as there.
+        sizes: (height, width) of each mask's image.
+
+    Returns:
+        B times `counts`, and (B,) areas in pixels.
+
+    Raises:
+        ShapeError: a box leaves its image.
+    """
+    masks = masks_from_logits(logits, boxes, expansion)
+    return encode(masks, sizes), np.array([area(mask) for mask in masks], np.int64)
+
+
 def _grown(low: float, high: float, expansion: float) -> Span:
     """The crop's side over the box's side low..high."""
     side = (high - low) * (1 + expansion)
@@ -144,8 +163,7 @@ def _runs(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> tuple[N
     x0, y0, h, w, height, width = np.array(
         [(mask.x0, mask.y0, *mask.pixels.shape, *size) for mask, size in zip(masks, sizes, strict=True)], np.int64
     ).T
-    if np.any((x0 < 0) | (y0 < 0) | (x0 + w > width) | (y0 + h > height)):
-        raise ShapeError("a mask's window leaves its image; clip the box to the image first")
+    check_windows(np.stack([x0, y0, x0 + w, y0 + h], axis=1), np.stack([height, width], axis=1))
     # All windows in one row of pixels, column after column. A background pixel before the first and after
     # each column: so every run of mask pixels starts and ends, and does so within its own column.
     offset = np.concatenate([[0], np.cumsum(w * (h + 1))])
@@ -182,6 +200,12 @@ def _runs(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> tuple[N
     runs[at], runs[at + 1] = starts - before, ends - starts
     runs[(first + numbers - 1)[rest > 0]] = rest[rest > 0]
     return runs, numbers
+
+
+def check_windows(windows: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    """Raise ShapeError unless (N, 4) windows of masks x0, y0, x1, y1 lie in images of (N, 2) height, width."""
+    if np.any((windows[:, :2] < 0) | (windows[:, 2:] > sizes[:, ::-1])):
+        raise ShapeError("a mask's window leaves its image; clip the box to the image first")
 
 
 def _compress(runs: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[bytes]:

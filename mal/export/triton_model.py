@@ -74,16 +74,9 @@ class TritonPythonModel:
         if batch.crops:
             async with room:
                 logits, scores = await self._run(picture, batch.boxes())
-        found = list(outcomes(batch, logits, scores, self._constants.expansion))
-        masks = [outcome.mask for outcome in found if outcome.mask]
-        texts = iter(pixels().encode(masks, [(picture.height, picture.width)] * len(masks)))
         return [
-            (
-                next(texts) if outcome.mask else b"",
-                outcome.score,
-                (outcome.reason or ",".join(outcome.flags.words)).encode(),
-            )
-            for outcome in found
+            (outcome.mask or b"", outcome.score, (outcome.reason or ",".join(outcome.flags.words)).encode())
+            for outcome in outcomes(batch, logits, scores, self._constants.expansion, pixels().runs_from_logits)
         ]
 
     async def _run(self, picture: Picture, boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -15,12 +15,13 @@ from mal.boxes import usable
 from mal.config import ModelConstants
 from mal.errors import ShapeError, UsageError
 from mal.images import Picture
+from mal.masks import BoxMask
 from mal.runtime.batches import Batch
 from mal.runtime.live import Live
 from mal.runtime.machine import cpu_count
 from mal.runtime.objects import PIECE, Image, Piece, SharedImage, check_arrays
 from mal.runtime.pipeline import Pipeline, batch_size
-from mal.runtime.results import Outcome, outcomes
+from mal.runtime.results import Outcome, box_masks, outcomes
 from mal.runtime.session import open_session
 from mal.runtime.stages import Stages
 
@@ -210,8 +211,8 @@ class MaskLabeler:
                 some, why = array[start : start + PIECE], reasons[start : start + PIECE]
                 yield Piece((number, start), shared, some, why, cost=image.nbytes if start == 0 else 0)
 
-    def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> list[Outcome]:
-        return list(outcomes(batch, logits, scores, self.constants.expansion))
+    def _finish(self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> list[Outcome[BoxMask]]:
+        return list(outcomes(batch, logits, scores, self.constants.expansion, box_masks))
 
 
 @dataclass
@@ -221,7 +222,7 @@ class _Pending:
     image: int
     size: tuple[int, ...]
     count: int
-    found: list[Outcome] = field(default_factory=list[Outcome])
+    found: list[Outcome[BoxMask]] = field(default_factory=list[Outcome[BoxMask]])
 
     @property
     def complete(self) -> bool:

@@ -4,7 +4,6 @@ A piece is a few consecutive objects of one image, whose crops are cut in one go
 all its pieces.
 """
 
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from mal.boxes import Boxes, as_boxes, clip, expand, usable
 from mal.config import ModelConstants
 from mal.errors import ImageError, ShapeError
 from mal.images import Picture
-from mal.masks import BoxMask
 from mal.plugins.pixels import pixels
 from mal.runtime.device_crops import Crops, DeviceCrops
 from mal.runtime.stages import Stages
@@ -40,16 +38,6 @@ class Flag(IntFlag):
     def words(self) -> list[str]:
         """Names as they stand in the output: ["clipped", "empty"]."""
         return [flag.name.lower().replace("_", "-") for flag in Flag if flag in self and flag.name]
-
-
-def judge(mask: BoxMask, score: float, flags: int) -> tuple[float, Flag]:
-    """Score to write and all flags of a mask."""
-    found = Flag(flags)
-    if not mask.pixels.any():
-        score, found = 0.0, found | Flag.EMPTY  # whatever the model hoped for: nothing can be right about it
-    if not math.isfinite(score):
-        return 0.0, found | Flag.NOT_FINITE
-    return score, found
 
 
 def check_arrays(image: object, boxes: object) -> tuple[Image, Boxes]:

@@ -1,20 +1,21 @@
 """Results of the labelled objects: made from a batch, found again by annotation."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from mal.errors import MalError
+from mal.boxes import Boxes
+from mal.errors import MalError, ShapeError
 from mal.masks import BoxMask, area, polygons
 from mal.plugins.pixels import pixels
 from mal.runtime.batches import Batch
 from mal.runtime.blocks import Block
 from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record
-from mal.runtime.objects import Flag, judge
+from mal.runtime.objects import Flag
 
 Format = Literal["rle", "polygon"]
 
@@ -26,78 +27,98 @@ _FLAGS = [orjson.dumps(Flag(value).words) for value in range(2 * max(Flag))]
 _GAP = 1 << 12  # bytes of other results that are rather read than skipped
 
 
-class Outcome(NamedTuple):
+T = TypeVar("T")
+Floats = NDArray[np.float32]
+Form = Callable[[Floats, Boxes, float, Sequence[tuple[int, int]]], tuple[Sequence[T], NDArray[np.int64]]]
+"""Logits, boxes, expansion and (height, width) of the images -> masks in some form, and their areas in pixels."""
+
+
+class Outcome(NamedTuple, Generic[T]):
     """What became of one object."""
 
     image: int  # first number of its piece's origin
-    size: tuple[int, int]  # height, width of its image
-    mask: BoxMask | None  # None: it has none
-    reason: str  # why not; "" if it has
+    mask: T | None  # in the form that was asked for; None: it has none
+    area: int
+    reason: str  # why it has none; "" if it has
     score: float
     flags: Flag
 
 
-def outcomes(
-    batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32], expansion: float
-) -> Iterator[Outcome]:
-    """What became of the objects of a batch, in their order; arguments as for `record_of`.
+def outcomes(batch: Batch, logits: Floats, scores: Floats, expansion: float, form: Form[T]) -> Iterator[Outcome[T]]:
+    """What became of the objects of a batch, in their order.
 
     Of logits that are not finite, infinity is object, minus infinity and NaN are background; such masks have a flag.
-    """
-    made: Iterator[tuple[BoxMask, float, bool]] = iter(())
-    if batch.crops:
-        # NaN is not below anything; beyond the limit, differences of logits overflow.
-        wild = ~(np.abs(logits).max(axis=(1, 2)) <= MOST_LOGIT)
-        if wild.any():
-            logits = np.clip(np.nan_to_num(logits, nan=-MOST_LOGIT), -MOST_LOGIT, MOST_LOGIT)
-        masks = pixels().masks_from_logits(logits, batch.boxes(), expansion)
-        made = zip(masks, scores.tolist(), wild.tolist(), strict=True)
-    for span in batch.spans:
-        piece = span.piece
-        for index in range(span.first, span.last):
-            reason = piece.reasons[index]
-            if reason is None:
-                mask, score, odd = next(made)
-                score, flags = judge(mask, score, int(piece.flags[index]) | (Flag.NOT_FINITE if odd else 0))
-                yield Outcome(piece.origin[0], piece.size, mask, "", score, flags)
-            else:
-                yield Outcome(piece.origin[0], piece.size, None, reason, 0.0, Flag(0))
-
-
-def record_of(
-    batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32], expansion: float, mask_format: Format
-) -> Record:
-    """What the journal keeps of a batch. All of the batch belongs to one block.
 
     Args:
         batch: B objects with a crop, and those without one between them.
         logits: (B, h, w), zero = boundary.
         scores: (B,).
         expansion: the model's.
-        mask_format: how the segmentation is written.
+        form: what a mask shall be.
+
+    Raises:
+        ShapeError: the session answered for another number of crops.
     """
-    found = list(outcomes(batch, logits, scores, expansion))
-    masks = [(outcome.mask, outcome.size) for outcome in found if outcome.mask]
-    texts = iter(segmentation_json([mask for mask, _ in masks], [size for _, size in masks], mask_format))
+    if not len(logits) == len(scores) == batch.crops:
+        raise ShapeError(f"{len(logits)} maps of logits and {len(scores)} scores for {batch.crops} crops")
+    made: Iterator[tuple[T, int, float, int]] = iter(())
+    if batch.crops:
+        # NaN is not below anything; beyond the limit, differences of logits overflow.
+        wild = ~(np.abs(logits).max(axis=(1, 2)) <= MOST_LOGIT)
+        if wild.any():
+            logits = np.clip(np.nan_to_num(logits, nan=-MOST_LOGIT), -MOST_LOGIT, MOST_LOGIT)
+        sizes = [span.piece.size for span in batch.spans for _ in range(span.crops)]
+        masks, areas = form(logits, batch.boxes(), expansion, sizes)
+        # Whatever the model hoped for an empty mask: nothing can be right about it.
+        empty, odd = areas == 0, ~np.isfinite(scores)
+        flags = Flag.EMPTY * empty + Flag.NOT_FINITE * (wild | (odd & ~empty))
+        made = zip(masks, areas.tolist(), np.where(empty | odd, 0, scores).tolist(), flags.tolist(), strict=True)
+    for span in batch.spans:
+        piece = span.piece
+        for index in range(span.first, span.last):
+            reason = piece.reasons[index]
+            if reason is None:
+                mask, area, score, found = next(made)
+                yield Outcome(piece.origin[0], mask, area, "", score, Flag(int(piece.flags[index]) | found))
+            else:
+                yield Outcome(piece.origin[0], None, 0, reason, 0.0, Flag(0))
+
+
+def box_masks(
+    logits: Floats, boxes: Boxes, expansion: float, sizes: Sequence[tuple[int, int]]
+) -> tuple[list[BoxMask], NDArray[np.int64]]:
+    """The `Form` that is looked at: pixels."""
+    masks = pixels().masks_from_logits(logits, boxes, expansion)
+    return masks, np.array([area(mask) for mask in masks], np.int64)
+
+
+def _polygon_json(
+    logits: Floats, boxes: Boxes, expansion: float, sizes: Sequence[tuple[int, int]]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    masks, areas = box_masks(logits, boxes, expansion, sizes)
+    return [orjson.dumps(polygons(mask)) for mask in masks], areas
+
+
+def _rle_json(
+    logits: Floats, boxes: Boxes, expansion: float, sizes: Sequence[tuple[int, int]]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    runs, areas = pixels().runs_from_logits(logits, boxes, expansion, sizes)
+    texts = [orjson.dumps({"size": size, "counts": counts.decode()}) for size, counts in zip(sizes, runs, strict=True)]
+    return texts, areas
+
+
+def record_of(batch: Batch, logits: Floats, scores: Floats, expansion: float, mask_format: Format) -> Record:
+    """What the journal keeps of a batch; arguments as for `outcomes`. All of the batch belongs to one block."""
+    form = _rle_json if mask_format == "rle" else _polygon_json
     rows: list[tuple[int, int, float, int, int]] = []
     written: list[bytes] = []
-    for outcome in found:
-        written.append(text := next(texts) if outcome.mask else outcome.reason.encode())
-        kind = LABELLED if outcome.mask else SKIPPED
-        rows.append((kind, outcome.flags, outcome.score, area(outcome.mask) if outcome.mask else 0, len(text)))
+    for outcome in outcomes(batch, logits, scores, expansion, form):
+        kind, text = (SKIPPED, outcome.reason.encode()) if outcome.mask is None else (LABELLED, outcome.mask)
+        written.append(text)
+        rows.append((kind, outcome.flags, outcome.score, outcome.area, len(text)))
     first = batch.spans[0]
     start = first.piece.origin[1] + first.first
     return Record(start, start + len(rows), np.array(rows, ENTRY), b"".join(written))
-
-
-def segmentation_json(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]], mask_format: Format) -> list[bytes]:
-    """COCO `segmentation` of masks as JSON text; sizes are (height, width) of their images."""
-    if mask_format == "polygon":
-        return [orjson.dumps(polygons(mask)) for mask in masks]
-    return [
-        orjson.dumps({"size": size, "counts": counts.decode()})
-        for size, counts in zip(sizes, pixels().encode(masks, sizes), strict=True)
-    ]
 
 
 class Results:

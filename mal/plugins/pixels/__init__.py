@@ -20,7 +20,9 @@ from mal.plugins.host_library import find_host
 
 _Cut = Callable[[NDArray[np.uint8], NDArray[np.float64], Fill, NDArray[np.float32]], None]
 _Decide = Callable[[NDArray[np.float32], NDArray[np.float64], float], list[BoxMask]]
-_Encode = Callable[[Sequence[BoxMask], Sequence[tuple[int, int]]], list[bytes]]
+_Runs = Callable[
+    [NDArray[np.float32], NDArray[np.float64], float, Sequence[tuple[int, int]]], tuple[list[bytes], NDArray[np.int64]]
+]
 
 
 class Pixels(NamedTuple):
@@ -32,11 +34,11 @@ class Pixels(NamedTuple):
     """As `mal.crops.cut_into`."""
     masks_from_logits: _Decide
     """As `mal.masks.masks_from_logits`."""
-    encode: _Encode
-    """As `mal.masks.encode`."""
+    runs_from_logits: _Runs
+    """As `mal.masks.runs_from_logits`."""
 
 
-NUMPY = Pixels("numpy", crops.cut_into, masks.masks_from_logits, masks.encode)
+NUMPY = Pixels("numpy", crops.cut_into, masks.masks_from_logits, masks.runs_from_logits)
 
 
 @cache

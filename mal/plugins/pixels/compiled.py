@@ -8,11 +8,11 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from mal.boxes import pixel_window
+from mal.boxes import pixel_windows
 from mal.config import Fill
 from mal.crops import check_crops
 from mal.errors import ShapeError
-from mal.masks import BoxMask
+from mal.masks import BoxMask, check_windows
 from mal.plugins.host_library import load_host
 from mal.plugins.pixels import Pixels
 
@@ -29,7 +29,9 @@ def host() -> ctypes.CDLL:
     library.mal_cut_crops_host.restype = ctypes.c_int
     library.mal_decide_masks_host.argtypes = [pointer, wide, wide, wide, pointer, pointer, double, pointer]
     library.mal_decide_masks_host.restype = ctypes.c_int
-    library.mal_encode_masks_host.argtypes = [pointer, wide, pointer, pointer, pointer, wide]
+    library.mal_encode_masks_host.argtypes = [
+        pointer, wide, wide, wide, pointer, pointer, pointer, double, pointer, pointer, pointer, wide
+    ]  # fmt: skip
     library.mal_encode_masks_host.restype = wide
     return library
 
@@ -52,12 +54,8 @@ def cut_into(image: NDArray[np.uint8], rects: NDArray[np.float64], fill: Fill, o
 
 def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], expansion: float) -> list[BoxMask]:
     """As `mal.masks.masks_from_logits`, bit for bit."""
-    if len(logits) != len(boxes):
-        raise ShapeError(f"{len(logits)} maps of logits for {len(boxes)} boxes")
-    logits, boxes = np.ascontiguousarray(logits, np.float32), np.ascontiguousarray(boxes, np.float64)
-    windows = np.array([pixel_window(box) for box in boxes], np.int64).reshape(-1, 4)
-    sides = windows[:, 2:] - windows[:, :2]
-    ends = np.cumsum(sides.prod(axis=1)).tolist()
+    logits, boxes, windows = _masks_in(logits, boxes)
+    ends = np.cumsum((windows[:, 2:] - windows[:, :2]).prod(axis=1)).tolist()
     pixels = np.empty(ends[-1] if ends else 0, np.bool_)
     code = host().mal_decide_masks_host(
         logits.ctypes.data, *logits.shape, boxes.ctypes.data, windows.ctypes.data, expansion, pixels.ctypes.data
@@ -69,32 +67,37 @@ def masks_from_logits(logits: NDArray[np.float32], boxes: NDArray[np.float64], e
     ]
 
 
-def encode(masks: Sequence[BoxMask], sizes: Sequence[tuple[int, int]]) -> list[bytes]:
-    """As `mal.masks.encode`, byte for byte."""
-    windows = np.array(
-        [
-            (mask.x0, mask.y0, *mask.pixels.shape[::-1], width, height)
-            for mask, (height, width) in zip(masks, sizes, strict=True)
-        ],
-        np.int64,
-    ).reshape(-1, 6)
-    x0, y0, w, h, width, height = windows.T
-    if np.any((x0 < 0) | (y0 < 0) | (x0 + w > width) | (y0 + h > height)):
-        raise ShapeError("a mask's window leaves its image; clip the box to the image first")
-    columns = [np.ascontiguousarray(mask.pixels.T, np.bool_) for mask in masks]  # alive until the call is over
-    pointers = np.array([column.ctypes.data for column in columns], np.uintp)
-    lengths = np.empty(len(masks), np.int64)
-    room = 4096 * len(masks)
+def runs_from_logits(
+    logits: NDArray[np.float32], boxes: NDArray[np.float64], expansion: float, sizes: Sequence[tuple[int, int]]
+) -> tuple[list[bytes], NDArray[np.int64]]:
+    """As `mal.masks.runs_from_logits`, byte for byte."""
+    logits, boxes, windows = _masks_in(logits, boxes)
+    images = np.array(sizes, np.int64).reshape(-1, 2)
+    check_windows(windows, images)
+    lengths, areas = np.empty((2, len(boxes)), np.int64)
+    needed, room = 0, 4096 * len(boxes)
     while True:
         text = np.empty(room, np.uint8)
         needed = host().mal_encode_masks_host(
-            pointers.ctypes.data, len(masks), windows.ctypes.data, lengths.ctypes.data, text.ctypes.data, room
-        )
+            logits.ctypes.data, *logits.shape, boxes.ctypes.data, windows.ctypes.data, images.ctypes.data, expansion,
+            lengths.ctypes.data, areas.ctypes.data, text.ctypes.data, room,
+        )  # fmt: skip
+        _check_code(2 if needed < 0 else 0, f"run lengths of {len(boxes)} masks")
         if needed <= room:
             break
         room = needed
     whole, ends = text[:needed].tobytes(), np.cumsum(lengths).tolist()
-    return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)], areas
+
+
+def _masks_in(
+    logits: NDArray[np.float32], boxes: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]:
+    """Logits and boxes as the library takes them, and the masks' windows."""
+    if len(logits) != len(boxes):
+        raise ShapeError(f"{len(logits)} maps of logits for {len(boxes)} boxes")
+    boxes = np.ascontiguousarray(boxes, np.float64)
+    return np.ascontiguousarray(logits, np.float32), boxes, pixel_windows(boxes)
 
 
 def _check_code(code: int, what: str) -> None:
@@ -104,4 +107,4 @@ def _check_code(code: int, what: str) -> None:
         raise ShapeError(f"the compiled body refused {what}")
 
 
-COMPILED = Pixels("compiled", cut_into, masks_from_logits, encode)
+COMPILED = Pixels("compiled", cut_into, masks_from_logits, runs_from_logits)

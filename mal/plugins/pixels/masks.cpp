@@ -22,7 +22,7 @@ Build     g++ -O3 -march=native -shared -fPIC masks.cpp      (host_library.py do
 
 namespace {
 
-// Where the pixel centres start .. stop of a mask fall on a map of `length` cells that covers the grown side low .. high.
+// Where the pixel centres start .. stop of a mask fall on a map of `length` cells over the grown side low .. high.
 struct Samples {
     std::vector<std::ptrdiff_t> cells;
     std::vector<float> weights;  // of the next cell
@@ -42,38 +42,38 @@ struct Samples {
     std::ptrdiff_t count() const { return std::ptrdiff_t(cells.size()); }
 };
 
-// Turned by 90 degrees, so that every loop runs along memory: rows are interpolated into lines (cols, height).
+// Decides the pixels of one mask, column by column: rows are interpolated first and turned, so that the loops over a
+// column run along memory.
 class Decider {
 public:
-    void decide(const float* logits, std::ptrdiff_t rows, std::ptrdiff_t cols, const double* box, const int64_t* window,
-                double expansion, uint8_t* mask) {
+    void begin(const float* logits, std::ptrdiff_t rows, std::ptrdiff_t cols, const double* box, const int64_t* window,
+               double expansion) {
         across_.find(box[0], box[2], window[0], window[2], cols, expansion);
         down_.find(box[1], box[3], window[1], window[3], rows, expansion);
-        const std::ptrdiff_t height = down_.count();
-        line_.resize(cols);
-        lines_.resize(cols * height);
-        for (std::ptrdiff_t y = 0; y < height; ++y) {
-            between(logits, down_.cells[y], rows, cols, down_.weights[y], line_.data());
-            for (std::ptrdiff_t x = 0; x < cols; ++x) lines_[x * height + y] = line_[x];
+        cols_ = cols;
+        lines_.resize(cols * height());
+        for (std::ptrdiff_t y = 0, end = height(); y < end; ++y) {
+            const std::ptrdiff_t cell = down_.cells[y];
+            const float *base = logits + cell * cols, *following = logits + std::min(cell + 1, rows - 1) * cols;
+            const float weight = down_.weights[y];
+            for (std::ptrdiff_t x = 0; x < cols; ++x) lines_[x * end + y] = (following[x] - base[x]) * weight + base[x];
         }
-        column_.resize(height);
-        for (std::ptrdiff_t x = 0; x < across_.count(); ++x, mask += height) {
-            between(lines_.data(), across_.cells[x], cols, height, across_.weights[x], column_.data());
-            for (std::ptrdiff_t y = 0; y < height; ++y) mask[y] = column_[y] > 0;
-        }
+    }
+    std::ptrdiff_t width() const { return across_.count(); }
+    std::ptrdiff_t height() const { return down_.count(); }
+
+    // Column x, 0 or 1 a pixel.
+    void decide(std::ptrdiff_t x, uint8_t* __restrict__ out) const {
+        const std::ptrdiff_t cell = across_.cells[x], end = height();
+        const float *base = &lines_[cell * end], *following = &lines_[std::min(cell + 1, cols_ - 1) * end];
+        const float weight = across_.weights[x];
+        for (std::ptrdiff_t y = 0; y < end; ++y) out[y] = (following[y] - base[y]) * weight + base[y] > 0;
     }
 
 private:
-    // The line between line `cell` and the next of `lines` lines of `length` values.
-    static void between(const float* __restrict__ values, std::ptrdiff_t cell, std::ptrdiff_t lines,
-                        std::ptrdiff_t length, float weight, float* __restrict__ out) {
-        const float* base = values + cell * length;
-        const float* following = values + std::min(cell + 1, lines - 1) * length;
-        for (std::ptrdiff_t i = 0; i < length; ++i) out[i] = (following[i] - base[i]) * weight + base[i];
-    }
-
     Samples across_, down_;
-    std::vector<float> line_, lines_, column_;
+    std::ptrdiff_t cols_ = 0;
+    std::vector<float> lines_;  // (cols, height)
 };
 
 // Writes run lengths as they come; counts on where there is no room left.
@@ -100,47 +100,60 @@ private:
     int64_t runs_ = 0, before_[2] = {0, 0};
 };
 
-struct Window {
-    int64_t x0, y0, width, height, image_width, image_height;
-};
+// Finds the runs of a mask in a window of its image.
+class Runs {
+public:
+    Runs(const int64_t* window, const int64_t* image, Writer& writer)
+        : left_(window[0]), top_(window[1]), height_(window[3] - window[1]), image_height_(image[0]),
+          total_(image[0] * image[1]), writer_(writer) {}
 
-void write_runs(const uint8_t* mask, const Window& window, Writer& writer) {
-    int64_t open = -1, done = 0;  // where the mask run in hand began in the image, and what is written
-    const auto close = [&](int64_t end) {
-        writer.run(open - done);
-        writer.run(end - open);
-        done = end;
-        open = -1;
-    };
-    for (int64_t x = 0; x < window.width; ++x, mask += window.height) {
-        const int64_t top = (window.x0 + x) * window.image_height + window.y0;
+    int64_t area = 0;
+
+    // Columns one after the other, 0 or 1 a pixel.
+    void add(int64_t x, const uint8_t* column) {
+        const int64_t start = (left_ + x) * image_height_ + top_;
         // A run goes on at the top of the next column only in a window as high as its image.
-        if (open >= 0 && (window.height < window.image_height || !mask[0])) close(top - (window.image_height - window.height));
-        for (int64_t y = 0; y < window.height;) {
-            const void* found = std::memchr(mask + y, open < 0, window.height - y);
+        if (open_ >= 0 && (height_ < image_height_ || !column[0])) close(start - (image_height_ - height_));
+        for (int64_t y = 0; y < height_;) {
+            const void* found = std::memchr(column + y, open_ < 0, height_ - y);
             if (!found) break;
-            y = static_cast<const uint8_t*>(found) - mask;
-            if (open < 0) open = top + y;
-            else close(top + y);
+            y = static_cast<const uint8_t*>(found) - column;
+            if (open_ < 0) open_ = start + y;
+            else close(start + y);
         }
+        end_ = start + height_;
     }
-    const int64_t total = window.image_width * window.image_height;
-    if (open >= 0) close((window.x0 + window.width - 1) * window.image_height + window.y0 + window.height);
-    if (done < total) writer.run(total - done);
-}
+    void finish() {
+        if (open_ >= 0) close(end_);
+        if (done_ < total_) writer_.run(total_ - done_);
+    }
+
+private:
+    void close(int64_t end) {
+        writer_.run(open_ - done_);
+        writer_.run(end - open_);
+        area += end - open_;
+        done_ = end;
+        open_ = -1;
+    }
+
+    const int64_t left_, top_, height_, image_height_, total_;
+    Writer& writer_;
+    int64_t open_ = -1, done_ = 0, end_ = 0;  // where the run in hand began in the image, what is written, what is seen
+};
 
 }  // namespace
 
-// Decide n masks. logits (n, rows, cols); boxes (n, 4) clipped; windows (n, 4) of whole pixels x0, y0, x1, y1; masks one
-// after the other. Returns 0, or 2 when memory ran out.
+// Decide n masks. logits (n, rows, cols); boxes (n, 4) clipped; windows (n, 4) of whole pixels x0, y0, x1, y1; masks
+// one after the other. Returns 0, or 2 when memory ran out.
 extern "C" __attribute__((visibility("default"))) int mal_decide_masks_host(
     const float* logits, int64_t n, int64_t rows, int64_t cols, const double* boxes, const int64_t* windows,
     double expansion, uint8_t* masks) {
     try {
         Decider decider;
-        for (int64_t i = 0; i < n; ++i, boxes += 4, windows += 4) {
-            decider.decide(logits + i * rows * cols, rows, cols, boxes, windows, expansion, masks);
-            masks += (windows[2] - windows[0]) * (windows[3] - windows[1]);
+        for (int64_t i = 0; i < n; ++i) {
+            decider.begin(logits + i * rows * cols, rows, cols, boxes + 4 * i, windows + 4 * i, expansion);
+            for (std::ptrdiff_t x = 0; x < decider.width(); ++x, masks += decider.height()) decider.decide(x, masks);
         }
     } catch (const std::bad_alloc&) {
         return 2;
@@ -148,18 +161,32 @@ extern "C" __attribute__((visibility("default"))) int mal_decide_masks_host(
     return 0;
 }
 
-// Run lengths of n masks, one after the other in `text`; `lengths` (n,) gets the characters of each.
-// windows: (n, 6) x0, y0, width, height, image width, image height. Returns the characters needed: more than `room`, and
-// `text` is not whole.
+// The same masks as run lengths, one after the other in `text`. images (n, 2) height, width; lengths (n,) gets the
+// characters of each, areas (n,) its pixels. Returns the characters needed: more than `room`, and `text` is not whole;
+// -1 when memory ran out.
 extern "C" __attribute__((visibility("default"))) int64_t mal_encode_masks_host(
-    const uint8_t* const* masks, int64_t n, const int64_t* windows, int64_t* lengths, char* text, int64_t room) {
+    const float* logits, int64_t n, int64_t rows, int64_t cols, const double* boxes, const int64_t* windows,
+    const int64_t* images, double expansion, int64_t* lengths, int64_t* areas, char* text, int64_t room) {
     int64_t needed = 0;
-    for (int64_t i = 0; i < n; ++i, windows += 6) {
-        const Window window{windows[0], windows[1], windows[2], windows[3], windows[4], windows[5]};
-        Writer writer(needed < room ? text + needed : nullptr, std::max<int64_t>(room - needed, 0));
-        write_runs(masks[i], window, writer);
-        lengths[i] = writer.written;
-        needed += writer.written;
+    try {
+        Decider decider;
+        std::vector<uint8_t> column;
+        for (int64_t i = 0; i < n; ++i) {
+            decider.begin(logits + i * rows * cols, rows, cols, boxes + 4 * i, windows + 4 * i, expansion);
+            Writer writer(needed < room ? text + needed : nullptr, std::max<int64_t>(room - needed, 0));
+            Runs runs(windows + 4 * i, images + 2 * i, writer);
+            column.resize(decider.height());
+            for (std::ptrdiff_t x = 0; x < decider.width(); ++x) {
+                decider.decide(x, column.data());
+                runs.add(x, column.data());
+            }
+            runs.finish();
+            lengths[i] = writer.written;
+            areas[i] = runs.area;
+            needed += writer.written;
+        }
+    } catch (const std::bad_alloc&) {
+        return -1;
     }
     return needed;
 }

@@ -14,7 +14,6 @@ from mal import boxes
 from mal.config import Fill
 from mal.errors import MissingPackageError, ShapeError
 from mal.images import read_image
-from mal.masks import BoxMask
 from mal.plugins import host_library
 from mal.plugins.pixels import NUMPY, Pixels, pixels
 from mal.plugins.pixels import compiled as compiled_pixels
@@ -151,16 +150,26 @@ def test_any_mask_and_its_runs(
 
     assert [mask[:2] for mask in ours] == [mask[:2] for mask in judge]
     assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(ours, judge, strict=True))
-    assert compiled.encode(ours, [shape] * len(found)) == NUMPY.encode(judge, [shape] * len(found))
+    assert_same_runs(compiled, logits, found, [shape] * len(found))
 
 
-def test_runs_that_need_much_room(compiled: Pixels) -> None:
-    checks = np.indices((300, 300)).sum(axis=0) % 2 == 0
-    mask = BoxMask(2, 3, checks)
-    assert compiled.encode([mask] * 3, [(320, 310)] * 3) == NUMPY.encode([mask] * 3, [(320, 310)] * 3)
-    with pytest.raises(ShapeError, match="leaves its image"):
-        compiled.encode([mask], [(300, 310)])
-    assert compiled.encode([], []) == []
+def assert_same_runs(
+    compiled: Pixels, logits: NDArray[np.float32], found: NDArray[np.float64], sizes: list[tuple[int, int]]
+) -> None:
+    (ours, our_areas), (judge, areas) = (body.runs_from_logits(logits, found, 0.3, sizes) for body in (compiled, NUMPY))
+    assert ours == judge
+    assert our_areas.tolist() == areas.tolist()
+
+
+def test_runs_that_need_much_room(compiled: Pixels, rng: np.random.Generator) -> None:
+    noise = rng.standard_normal((3, 300, 300)).astype(np.float32)
+    found = np.array([[2.0, 3.0, 302.0, 303.0]] * 3)
+    assert_same_runs(compiled, noise, found, [(320, 310)] * 3)
+    for body in (compiled, NUMPY):
+        with pytest.raises(ShapeError, match="leaves its image"):
+            body.runs_from_logits(noise, found, 0.3, [(300, 310)] * 3)
+        runs, areas = body.runs_from_logits(noise[:0], found[:0], 0.3, [])
+        assert (runs, len(areas)) == ([], 0)
 
 
 def test_without_the_library_numpy_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
