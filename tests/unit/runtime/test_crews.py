@@ -315,6 +315,15 @@ def test_a_worker_that_is_stopped_is_replaced(run: Callable[..., Any], monkeypat
     assert not children()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://localhost:1", "[::1]:1"])
+def test_where_no_cluster_listens_it_is_said_at_once(many: Path, address: str) -> None:
+    pytest.importorskip("ray")
+    started = time.monotonic()
+    with pytest.raises(MalError, match=r"no Ray cluster at .*:1: "):
+        label_dataset(many, device="cpu", ray=address, quiet=True)
+    assert time.monotonic() - started < 30
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes_though_a_node_is_killed(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
