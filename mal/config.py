@@ -302,7 +302,9 @@ class TrainConfig(Settings):
         default=(0.0, 1e12), description="Boxes of a smaller or larger area are not trained on, pixels."
     )
     cache_expansion: float = Field(default=0.6, gt=0, description="Cached crops are the box grown by this.")
-    cache_size: int = Field(default=288, ge=64, description="Pixels of a side of a cached crop.")
+    cache_size: int = Field(
+        default=288, ge=64, description="Pixels of a side of a cached crop; left out: 1.5 times those of `size`."
+    )
     cache: Path | None = Field(
         default=None, description="Folder of the cached crops, kept; default RUN/cache, removed after."
     )

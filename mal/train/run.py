@@ -125,6 +125,8 @@ def train(
     student, constants, first = start_student(config, start)
     adapting = start != "none"
     config = config.model_copy(update={key: getattr(constants, key) for key in SHAPE})
+    if "cache_size" not in config.model_fields_set:  # never less than the network sees of it
+        config = config.model_copy(update={"cache_size": round(1.5 * config.size)})
     if not resume:
         config = for_adapting(config, opened) if adapting else config
         remember(out, config, opened, folders, start)

@@ -39,7 +39,11 @@ class Truth:
     masks: list[dict[str, Any]]
 
     def miou(self, probability: Probability, threshold: float, expansion: float) -> float:
-        """Mean IoU over the objects at full image resolution, as `mal eval` measures masks before refinement."""
+        """Mean of `ious`."""
+        return float(self.ious(probability, threshold, expansion).mean())
+
+    def ious(self, probability: Probability, threshold: float, expansion: float) -> NDArray[np.float64]:
+        """(n,) IoU of each object at full image resolution, as `mal eval` measures masks before refinement."""
         boundary = math.log(threshold / (1 - threshold))
         p = probability.clip(1e-6, 1 - 1e-6)
         ious: list[float] = []
@@ -48,7 +52,7 @@ class Truth:
             height, width = mask.pixels.shape
             both = int((mask.pixels & truth[mask.y0 : mask.y0 + height, mask.x0 : mask.x0 + width]).sum())
             ious.append(both / max(1, int(mask.pixels.sum()) + int(truth.sum()) - both))
-        return float(np.mean(ious))
+        return np.array(ious)
 
     def best(self, student: Net, config: TrainConfig) -> tuple[float, float]:
         """(mean IoU, threshold) at the candidate threshold that serves these objects best."""

@@ -58,6 +58,14 @@ def test_one_box_is_enough_and_everything_promised_is_written(make_data, quick: 
     assert list((out / "tensorboard").rglob("events*"))
 
 
+def test_cached_crops_are_as_fine_as_the_network_sees_them(make_data) -> None:
+    boxes = make_data(1)
+    words = "backbone=mobilenetv2_035 pretrained=none frozen=null size=256 width=8 rounds=[1] epoch_crops=1 batch=1"
+    out = boxes.parent / "run"
+    train_from_words([boxes], images=[], start="none", config=None, overrides=words.split(), run=out, resume=False)
+    assert TrainConfig.load(out / "config.yaml").cache_size == 384
+
+
 def test_what_was_left_out_is_listed(make_data, quick: TrainConfig) -> None:
     boxes = make_data(3)
     (boxes.parent / "images" / "1.png").unlink()
