@@ -25,6 +25,7 @@ instrument: Any = atheris.instrument_imports  # pyright: ignore[reportAttributeA
 with instrument(include=["mal.datasets", "mal.masks"]):
     from mal import masks
     from mal.datasets import open_boxes, scan, segmentations
+    from mal.datasets.splice import Values
     from mal.errors import InputError
 
 WORDS = ("images", "annotations", "id", "image_id", "bbox", "file_name", "width", "counts", "size", "NaN", "1e999")
@@ -54,7 +55,7 @@ def read_json(data: bytes, folder: Path) -> None:
         return
     output = folder / "out.json"
     with output.open("wb") as stream:
-        boxes.write(stream, ["area"], lambda start, stop: [(b"7",)] * (stop - start))
+        boxes.write(stream, ["area"], lambda start, stop: Values.of([(b"7",)] * (stop - start), 1))
     with contextlib.suppress(ValueError, RecursionError):  # Python's reader is pickier about text that is no UTF-8
         given = json.loads(data)["annotations"]
         expected = [{**each, "area": 7} if isinstance(each, dict) else each for each in given]

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 
 from mal.datasets import BoxFile
+from mal.datasets.splice import Values
 
 
 def written(boxes: BoxFile, values: Mapping[int, Mapping[str, bytes]] = {}) -> bytes:
@@ -13,8 +14,8 @@ def written(boxes: BoxFile, values: Mapping[int, Mapping[str, bytes]] = {}) -> b
     boxes.write(
         stream,
         keys,
-        lambda start, stop: [
-            [values[row][key] for key in keys] if row in values else None for row in range(start, stop)
-        ],
+        lambda start, stop: Values.of(
+            [[values[row][key] for key in keys] if row in values else None for row in range(start, stop)], len(keys)
+        ),
     )
     return stream.getvalue()

@@ -14,14 +14,14 @@ from mal import boxes as geometry
 from mal.datasets.coco import AMBIGUOUS_IMAGE, NO_IMAGE, LooseAnnotation, Scan, Stretch, decode_loosely
 from mal.datasets.document import Document
 from mal.datasets.scan import WINDOW, repair
-from mal.datasets.splice import splice
+from mal.datasets.splice import Values, splice
 from mal.sources import ImageSource
 
 _T = TypeVar("_T")
 _RUN = 1 << 15  # annotations whose results are asked for at once, at least
 
-Results = Callable[[int, int], Sequence[Sequence[bytes] | None]]
-"""Values of the keys to be written, for rows start..stop; None for a row that stays as it came."""
+Results = Callable[[int, int], Values]
+"""Values of the keys to be written, for rows start..stop."""
 
 
 class _Outlined(msgspec.Struct, gc=False):
@@ -129,9 +129,8 @@ class BoxFile:
         Args:
             stream: binary file to write to.
             keys: names of the keys, ASCII.
-            results: called with rows start, stop, in the file's order, some thousands at a time; gives one entry
-                a row: JSON texts of the values in the order of `keys`, or None to leave the annotation as it came.
-                What is no JSON object stays as it is.
+            results: called with rows start, stop, in the file's order, some thousands at a time; gives the values
+                in the order of `keys`. What is no JSON object stays as it is.
 
         Raises:
             BoxFileError: the document was changed since it was opened.
@@ -145,7 +144,7 @@ class BoxFile:
             for start, stop, row, rows in run:
                 self._copy(stream, done, start)
                 try:
-                    stream.write(splice(document.read(start, stop), keys, values[row - first : row - first + rows]))
+                    stream.write(splice(document.read(start, stop), keys, values.part(row - first, row - first + rows)))
                 except (ValueError, IndexError):  # it was valid JSON when it was scanned
                     raise document.changed() from None
                 done = stop

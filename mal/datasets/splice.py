@@ -2,16 +2,18 @@
 
 The text has been decoded before, so it is valid JSON (or what Python writes in its place), and a look at its
 quotes, brackets, colons and commas tells where everything lies. All of them are found in a few passes of NumPy over
-the text; Python's own loop runs over the edits only.
+the text, and what is put together are columns: no Python object for an element or a key.
 """
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from mal.plugins.texts import Texts, join
 
 _QUOTE, _COMMA, _COLON, _OPEN, _CLOSE = 1, 2, 3, 4, 5
 _MARKS = dict(zip(b'",:{[}]', (_QUOTE, _COMMA, _COLON, _OPEN, _OPEN, _CLOSE, _CLOSE), strict=True))
@@ -23,6 +25,26 @@ _SPACE = np.isin(np.arange(256), list(b" \t\r\n"))
 Places = NDArray[np.intp]
 
 _string = msgspec.json.Decoder(str)
+
+
+class Values(NamedTuple):
+    """What is set in N elements."""
+
+    wanted: NDArray[np.bool_]
+    """(N,) where anything is; else the element stays as it is."""
+    texts: Sequence[Texts]
+    """JSON texts of the values, N for each key."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[bytes] | None], keys: int) -> Self:
+        """Values of so many keys, one row an element; None: it stays as it is."""
+        columns = zip(*(row or (b"",) * keys for row in rows), strict=True) if rows else [()] * keys
+        return cls(np.array([row is not None for row in rows], np.bool_), [Texts.of(column) for column in columns])
+
+    def part(self, start: int, stop: int) -> Self:
+        """Those of the elements start..stop."""
+        rows = slice(start, stop)
+        return self._replace(wanted=self.wanted[rows], texts=[some.take(rows) for some in self.texts])
 
 
 class _Marks(NamedTuple):
@@ -44,37 +66,37 @@ class _Edits(NamedTuple):
     lead: Places  # index of the text that comes before the value
 
 
-def splice(text: bytes, keys: Sequence[str], values: Sequence[Sequence[bytes] | None]) -> bytes:
+def splice(text: bytes, keys: Sequence[str], values: Values) -> bytes:
     """Set keys of JSON objects.
 
     Args:
         text: elements of an array with the commas between them, as they stand between its brackets; not empty.
         keys: ASCII names.
-        values: one an element: JSON texts of the values in the order of `keys`; None leaves the element as it is.
-            So is an element that is no object. A key that is there keeps its place and gets the new value
-            (each time, if it is there twice); the others come last.
+        values: of these keys, for every element. One that is no object stays as it is. A key that is there keeps its
+            place and gets the new value (each time, if it is there twice); the others come last.
 
     Raises:
         ValueError: there are not as many elements as values.
 
-    >>> splice(b'{"id": 7, "area" : 1.50}, null', ["area", "mal"], [(b"3", b"{}"), None])
+    >>> splice(b'{"id": 7, "area" : 1.50}, null', ["area", "mal"], Values.of([(b"3", b"{}"), None], 2))
     b'{"id": 7, "area" : 3, "mal": {}}, null'
     """
     marks = _marks(text)
     count = int(marks.element[-1]) + 1 if len(marks.at) else 1
-    if count != len(values):
-        raise ValueError(f"{count} elements, {len(values)} values")
-    wanted = np.fromiter((value is not None for value in values), np.bool_, count)
-    edits = _edits(text, marks, keys, wanted)
+    if count != len(values.wanted):
+        raise ValueError(f"{count} elements, {len(values.wanted)} values")
+    edits = _edits(text, marks, keys, values.wanted)
     # With a separator, without one (the first key of an empty object), nothing (a value that is replaced).
     leads = [f', "{key}": '.encode() for key in keys] + [f'"{key}": '.encode() for key in keys] + [b""]
-    pieces: list[bytes] = []
-    done = 0
-    for start, stop, element, key, lead in zip(*(column.tolist() for column in edits), strict=True):
-        pieces += (text[done:start], leads[lead], values[element][key])  # pyright: ignore[reportOptionalSubscript]
-        done = stop
-    pieces.append(text[done:])
-    return b"".join(pieces)
+    kept = Texts.within(text, np.append(0, edits.stop), np.append(edits.start, len(text)))
+    lead = Texts.of(leads).take(edits.lead)
+    at, length = np.zeros((2, len(edits.start) + 1, 3), np.int64)
+    at[:, 0], length[:, 0] = kept.at, kept.length
+    at[:-1, 1], length[:-1, 1] = lead.at, lead.length
+    at[:-1, 2] = np.stack([some.at for some in values.texts])[edits.key, edits.element]
+    length[:-1, 2] = np.stack([some.length for some in values.texts])[edits.key, edits.element]
+    owners = (kept, lead, values)
+    return join(Texts(at.ravel().view(np.uintp), length.ravel(), owners))
 
 
 def _marks(text: bytes) -> _Marks:

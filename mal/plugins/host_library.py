@@ -19,7 +19,9 @@ FLAGS = (
 SHIPPED = "libmal_host.so"
 
 _FOLDER = Path(__file__).parent
-SOURCES = (_FOLDER / "crf_refine" / "host.cpp", _FOLDER / "pixels" / "crops.cpp", _FOLDER / "pixels" / "masks.cpp")
+SOURCES = tuple(
+    _FOLDER / name for name in ("crf_refine/host.cpp", "pixels/crops.cpp", "pixels/masks.cpp", "texts/join.cpp")
+)
 # What -march=x86-64-v3 may use, in the words of /proc/cpuinfo (abm has lzcnt).
 _V3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
 

@@ -105,20 +105,35 @@ class Journal:
         path = self._path(block)
         if not path.exists():
             return
-        expected = 0
-        with path.open("rb") as file:
-            while len(head := file.read(_HEADER.size)) == _HEADER.size:
-                magic, start, stop, size, checksum = _HEADER.unpack(head)
-                body_at = file.tell()
-                entries_size = (stop - start) * ENTRY.itemsize
-                if magic != _MAGIC or start != expected or stop <= start or size < entries_size:
-                    return
-                body = file.read(size)
-                if len(body) < size or _checksum(head, body) != checksum:
-                    return
-                entries = np.frombuffer(body[:entries_size], ENTRY)
-                yield Record(start, stop, entries, body[entries_size:]), body_at + entries_size
-                expected = stop
+        data = path.read_bytes()
+        at = expected = 0
+        while at + _HEADER.size <= len(data):
+            magic, start, stop, size, checksum = _HEADER.unpack_from(data, at)
+            body, end = at + _HEADER.size, at + _HEADER.size + size
+            text = body + (stop - start) * ENTRY.itemsize
+            if magic != _MAGIC or start != expected or stop <= start or not text <= end <= len(data):
+                return
+            if _checksum(data[at:body], memoryview(data)[body:end]) != checksum:
+                return
+            yield Record(start, stop, np.frombuffer(data, ENTRY, stop - start, body), data[text:end]), text
+            at, expected = end, stop
+
+    def whole(self, block: int, objects: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+        """Entries of all objects of a finished block, and the offset of each one's text in its segment.
+
+        Raises:
+            JournalError: some are not there.
+        """
+        records = list(self.records(block))
+        if (records[-1][0].stop if records else 0) < objects:
+            raise JournalError(f"the journal {self.folder} lost results; start over with --fresh")
+        entries = np.concatenate([record.entries for record, _ in records])
+        lengths = entries["length"].astype(np.int64)
+        before = np.cumsum(lengths) - lengths
+        # Behind each other within a record; between two records there are a header and entries.
+        firsts = [record.start for record, _ in records]
+        gaps = np.array([at for _, at in records]) - before[firsts]
+        return entries, before + np.repeat(gaps, [len(record.entries) for record, _ in records])
 
     def append(self, block: int, record: Record, last: bool = False) -> None:
         """Write a record behind the last one of its block; `last`: there will be no other.
@@ -277,7 +292,7 @@ def whole_file(path: Path, part: Path | None = None) -> Generator[BinaryIO]:
         raise
 
 
-def _checksum(head: bytes, body: bytes) -> int:
+def _checksum(head: bytes, body: bytes | memoryview) -> int:
     return zlib.crc32(body, zlib.crc32(head[4:16]))
 
 

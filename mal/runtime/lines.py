@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mal.datasets.box_file import reason_of_box
 from mal.datasets.coco import LooseAnnotation, corners, decode_loosely, is_crowd
-from mal.datasets.splice import splice
+from mal.datasets.splice import Values, splice
 from mal.errors import InputError, Interrupted, MalError
 from mal.images import Picture, decode_image
 from mal.runtime.batches import Batch
@@ -41,7 +41,7 @@ MAX_LINE = 1 << 26
 
 _LINES = 256  # a batch ends with every so many, so that lines without boxes don't pile up behind it
 
-Values = tuple[bytes, ...]
+Row = tuple[bytes, ...]  # values of `KEYS`
 
 
 class _Image(msgspec.Struct, gc=False):
@@ -61,7 +61,7 @@ class _Line:
     annotations: list[LooseAnnotation]
     problem: str | None = None  # why it cannot be read
     done: int = 0
-    values: list[Values | None] = field(default_factory=list[Values | None])
+    values: list[Row | None] = field(default_factory=list[Row | None])
     reasons: list[str | None] = field(default_factory=list[str | None])
 
     @property
@@ -73,7 +73,8 @@ class _Line:
         if not any(self.values):
             return self.text
         array = bytes(self.image.annotations).strip()
-        return splice(self.text, ["annotations"], [(b"[" + splice(array[1:-1], KEYS, self.values) + b"]",)])
+        spliced = splice(array[1:-1], KEYS, Values.of(self.values, len(KEYS)))
+        return splice(self.text, ["annotations"], Values.of([(b"[" + spliced + b"]",)], 1))
 
 
 class LinesReport(NamedTuple):
@@ -209,7 +210,7 @@ class _Stream:
 
     def _finish(
         self, batch: Batch, logits: NDArray[np.float32], scores: NDArray[np.float32]
-    ) -> list[tuple[int, Values | None, str | None]]:
+    ) -> list[tuple[int, Row | None, str | None]]:
         """For each object of the batch: its line, its values or the reason why it has none."""
         record = record_of(batch, logits, scores, self._session.constants.expansion, self._format)
         numbers = [span.piece.origin[0] for span in batch.spans for _ in range(span.first, span.last)]

@@ -1,6 +1,5 @@
 """Results of the labelled objects: made from a batch, found again by annotation."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -9,9 +8,11 @@ import orjson
 from numpy.typing import NDArray
 
 from mal.boxes import Boxes
-from mal.errors import MalError, ShapeError
+from mal.datasets.splice import Values
+from mal.errors import ShapeError
 from mal.masks import BoxMask, area, polygons
 from mal.plugins.pixels import pixels
+from mal.plugins.texts import Texts
 from mal.runtime.batches import Batch
 from mal.runtime.blocks import Block
 from mal.runtime.journal import ENTRY, LABELLED, SKIPPED, Journal, Record
@@ -126,40 +127,39 @@ class Results:
 
     def __init__(self, journal: Journal, blocks: Sequence[Block], order: NDArray[np.int64], model_id: str) -> None:
         self._journal = journal
-        self._model_id = model_id
+        self._marks = _Marks(model_id)
         self._entries = np.zeros(len(order), ENTRY)
         self._offsets = np.zeros(len(order), np.int64)
         self._block = np.zeros(len(order), np.int32)
         for block in blocks:
-            for record, at in journal.records(block.index):
-                rows = order[block.start + record.start : block.start + record.stop]
-                self._entries[rows] = record.entries
-                lengths = record.entries["length"].astype(np.int64)
-                self._offsets[rows] = at + np.cumsum(lengths) - lengths
-                self._block[rows] = block.index
-        if len(order) and not (self._entries["kind"] > 0).all():
-            raise MalError(f"the journal {journal.folder} lost results; start over with --fresh")
+            entries, at = journal.whole(block.index, len(block))
+            rows = order[block.start : block.stop]
+            self._entries[rows], self._offsets[rows], self._block[rows] = entries, at, block.index
 
-    def __call__(self, start: int, stop: int) -> list[tuple[bytes, ...] | None]:
-        """Values of `KEYS` for the annotations start..stop, as JSON text; None: it stays as it came."""
-        return values_of(self._entries[start:stop], self._texts(start, stop), self._model_id)
+    def __call__(self, start: int, stop: int) -> Values:
+        """Values of `KEYS` for the annotations start..stop."""
+        entries = self._entries[start:stop]
+        marks = Texts.of(self._marks.of(entries))
+        return Values(entries["kind"] == LABELLED, [self._texts(start, stop), Texts.decimals(entries["area"]), marks])
 
-    def _texts(self, start: int, stop: int) -> list[bytes]:
+    def _texts(self, start: int, stop: int) -> Texts:
         """Texts of the annotations start..stop; neighbours in a segment are read together."""
         length = self._entries["length"][start:stop].astype(np.int64)
         first, block = self._offsets[start:stop], self._block[start:stop]
         order = np.lexsort((first, block))
         block, begin, end = block[order], first[order], (first + length)[order]
         apart = (np.diff(block) != 0) | (begin[1:] - end[:-1] > _GAP)
-        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(order)]
-        texts = [b""] * len(order)
-        for low, high in itertools.pairwise(edges):
-            at = int(begin[low])
-            run = self._journal.read(int(block[low]), at, int(end[high - 1]) - at)
-            places, begins, ends = (column[low:high].tolist() for column in (order, begin - at, end - at))
-            for place, one, other in zip(places, begins, ends, strict=True):
-                texts[place] = run[one:other]
-        return texts
+        edges = np.array([0, *(np.flatnonzero(apart) + 1), len(order)])
+        low, high = edges[:-1], edges[1:]
+        runs = [
+            self._journal.read(number, at, until - at)
+            for number, at, until in zip(block[low].tolist(), begin[low].tolist(), end[high - 1].tolist(), strict=True)
+        ]
+        # Where a place of a segment lies among what was read.
+        moved = np.cumsum([0, *map(len, runs[:-1])]) - begin[low]
+        places = np.empty(len(order), np.int64)
+        places[order] = begin + np.repeat(moved, high - low)
+        return Texts.within(b"".join(runs), places, places + length)
 
     def skipped(self) -> Iterator[tuple[int, str]]:
         """Annotation row and reason of what has no mask, in the file's order."""
@@ -180,13 +180,28 @@ class Results:
 
 def values_of(entries: NDArray[np.void], texts: Sequence[bytes], model_id: str) -> list[tuple[bytes, ...] | None]:
     """Values of `KEYS` as JSON text for the objects of (n,) ENTRY with their texts; None for one without a mask."""
-    end = b', "model": %s}' % orjson.dumps(model_id)
     return [
-        (text, b"%d" % area, b'{"score": %.4f, "flags": %s%s' % (score, _FLAGS[flags], end))
-        if kind == LABELLED
-        else None
-        for (kind, flags, score, area, _), text in zip(entries.tolist(), texts, strict=True)
+        (text, b"%d" % area, mark) if kind == LABELLED else None
+        for (kind, _, _, area, _), text, mark in zip(entries.tolist(), texts, _Marks(model_id).of(entries), strict=True)
     ]
+
+
+class _Marks(dict[int, bytes]):
+    """The value of `mal` for each score and flags, rounded: there are not so many."""
+
+    def __init__(self, model_id: str) -> None:
+        self._end = b', "model": %s}' % orjson.dumps(model_id)
+
+    def of(self, entries: NDArray[np.void]) -> list[bytes]:
+        """For (n,) ENTRY."""
+        # A float32 times 10,000 is exact in float64: rounded as %.4f would.
+        score = np.rint(entries["score"].astype(np.float64) * 1e4).astype(np.int64)
+        return list(map(self.__getitem__, (score * len(_FLAGS) + entries["flags"]).tolist()))
+
+    def __missing__(self, key: int) -> bytes:
+        score, flags = divmod(key, len(_FLAGS))
+        self[key] = text = b'{"score": %.4f, "flags": %s%s' % (score / 1e4, _FLAGS[flags], self._end)
+        return text
 
 
 def reasons_of(entries: NDArray[np.void], texts: Sequence[bytes]) -> list[str | None]:

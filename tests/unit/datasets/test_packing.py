@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mal.datasets import open_boxes, packing
+from mal.datasets.splice import Values
 from mal.errors import BoxFileError, MissingPackageError
 
 zstandard = pytest.importorskip("zstandard", reason="needs zstandard, the extra `zstd`")
@@ -28,7 +29,7 @@ def test_in_and_out(tmp_path: Path, suffix: str) -> None:
         assert boxes.annotation_ids([0, 2999]) == [0, 2999]
         output = tmp_path / f"out{index}.JSON{suffix.upper()}"
         with output.open("wb") as stream, packing.packed(output, stream) as packed:
-            boxes.write(packed, ["area"], lambda start, stop: [None] * (stop - start))
+            boxes.write(packed, ["area"], lambda start, stop: Values.of([None] * (stop - start), 1))
         assert UNPACK[suffix](output.read_bytes()) == TEXT
     assert (tmp_path / f"out0.JSON{suffix.upper()}").read_bytes() == output.read_bytes()
 

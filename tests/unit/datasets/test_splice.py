@@ -1,15 +1,21 @@
 """Keys set in the text of many annotations: worked by hand, and against a reader of JSON."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mal.datasets.splice import splice
+from mal.datasets.splice import Values
+from mal.datasets.splice import splice as splice_values
 
 KEYS = ("area", "mal")
+
+
+def splice(text: bytes, keys: Sequence[str], rows: Sequence[Sequence[bytes] | None]) -> bytes:
+    return splice_values(text, keys, Values.of(rows, len(keys)))
 
 
 @pytest.mark.parametrize(
