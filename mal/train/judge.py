@@ -80,7 +80,7 @@ def judge(student: Net, samples: Samples, rows: NDArray[np.int64], config: Train
     mirrored = predict(student, samples, rows, config, flip=True)
     box = central_box(config.expansion)[0].numpy() * plain.shape[-1]
     grids = to_label_grid(plain, samples, config)
-    claims = claimed_by_smaller(grids, samples, rows, config.claimed)
+    claimed = claimed_by_smaller(grids, samples, rows, config.claimed)
 
     def at(threshold: float) -> Judgement:
         masks = grids > threshold * 255
@@ -88,7 +88,7 @@ def judge(student: Net, samples: Samples, rows: NDArray[np.int64], config: Train
             threshold,
             float(np.mean([extent_iou(p > threshold, box) for p in plain])),
             float(np.mean([iou(a > threshold, b > threshold) for a, b in zip(plain, mirrored, strict=True)])),
-            float(np.mean((masks & claims).sum((1, 2)) / np.maximum(1, masks.sum((1, 2))))),
+            float(np.mean((masks & claimed).sum((1, 2)) / np.maximum(1, masks.sum((1, 2))))),
             plain,
         )
 

@@ -2,6 +2,7 @@
 
 Claims: a pixel that the object of a smaller box claims is mostly no pixel of a larger one: a bag before a coat, a cup
 on a table. Where boxes are parts of one another (a wheel and its car) this is wrong: `claimed=1` switches it off.
+A pixel that the object of a larger box is surer of may be anybody's.
 Maps: where the other boxes lie, for a network that is shown them (train/sighted.py).
 """
 
@@ -17,41 +18,56 @@ MAPS = 4
 """Of `neighbour_maps`."""
 
 
-def claimed_by_smaller(
-    probability: NDArray[np.uint8], samples: Samples, rows: NDArray[np.int64], least: float, ratio: float = 1.0
-) -> NDArray[np.bool_]:
-    """Cells of each object that smaller boxes' objects claim.
+def claims(
+    probability: NDArray[np.uint8], samples: Samples, rows: NDArray[np.int64], sizes: tuple[float, float] = (0.0, 1.0)
+) -> NDArray[np.uint8]:
+    """What other objects of the image claim of each object's crop.
 
     Args:
         probability: (n, g, g) uint8 x 255 on the grids of the cached crops.
         samples: the crops.
         rows: (n,) which of them these are; only among these is looked.
-        least: a probability above this is a claim, 0..1.
-        ratio: a box is a smaller one below so many times the area of the other.
+        sizes: whose claims: of boxes of more than the first and less than the second times this object's area.
 
     Returns:
-        (n, g, g) bool.
+        (n, g, g) uint8 x 255, the highest of their probabilities; 0 where there is none.
     """
     grid = probability.shape[-1]
-    claimed = np.zeros(probability.shape, bool)
+    highest = np.zeros_like(probability)
     crops, image = samples.rect[rows], samples.image[rows]
     sides = crops[:, 2:] - crops[:, :2]
     corner, far = (crops[:, :2] + sides * edge for edge in (samples.box[:2], samples.box[2:]))  # of the boxes
     cell, area = sides / grid, sides.prod(1)
+    least, most = sizes[0] * (1 + 1e-9), sizes[1] * (1 - 1e-9)  # equal boxes are no smaller and no larger ones
     order = np.argsort(image, kind="stable")  # the objects of an image together
     for group in np.split(order, np.flatnonzero(np.diff(image[order])) + 1):
-        for large in group:
-            for small in group[area[group] < area[large] * ratio * (1 - 1e-9)]:
-                low, high = np.maximum(corner[small], corner[large]), np.minimum(far[small], far[large])
-                if small == large or (high <= low).any():
+        for own in group:
+            for other in group[(area[group] > area[own] * least) & (area[group] < area[own] * most)]:
+                low, high = np.maximum(corner[other], corner[own]), np.minimum(far[other], far[own])
+                if other == own or (high <= low).any():
                     continue
-                # A cell of the small one's grid -> a cell of the large one's, OpenCV counting from cell centres.
-                scale = cell[small] / cell[large]
-                move = (crops[small, :2] - crops[large, :2]) / cell[large] + scale / 2 - 0.5
+                # A cell of the other's grid -> a cell of this one's, OpenCV counting from cell centres.
+                scale = cell[other] / cell[own]
+                move = (crops[other, :2] - crops[own, :2]) / cell[own] + scale / 2 - 0.5
                 matrix = np.array([[scale[0], 0, move[0]], [0, scale[1], move[1]]])
-                claims = cv2.warpAffine(probability[small], matrix, (grid, grid), flags=cv2.INTER_LINEAR)
-                claimed[large] |= claims > least * 255
-    return claimed
+                found = cv2.warpAffine(probability[other], matrix, (grid, grid), flags=cv2.INTER_LINEAR)
+                np.maximum(highest[own], found, out=highest[own])
+    return highest
+
+
+def claimed_by_smaller(
+    probability: NDArray[np.uint8], samples: Samples, rows: NDArray[np.int64], least: float
+) -> NDArray[np.bool_]:
+    """(n, g, g): cells of each object that smaller boxes' objects claim with more than `least`. As `claims`."""
+    return claims(probability, samples, rows) > least * 255
+
+
+def surer_larger(probability: NDArray[np.uint8], samples: Samples, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n, g, g): cells of each object that a larger box's object is surer of, with more than even chance. As `claims`.
+
+    On ccp about half of these cells that lie in an object's mask are its own: no label is better than either one.
+    """
+    return claims(probability, samples, rows, (1, np.inf)) > np.maximum(probability, 127)
 
 
 def neighbour_maps(others: NDArray[np.float32], box: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -21,13 +21,14 @@ from mal.train.console import bar, say
 from mal.train.fit import Round, check_devices, fit
 from mal.train.judge import judge, predict
 from mal.train.labels import BACKGROUND, UNKNOWN, Labels, labels_from_boxes, labels_from_student, to_label_grid
-from mal.train.neighbours import claimed_by_smaller
+from mal.train.neighbours import claimed_by_smaller, claims, surer_larger
 from mal.train.run_folder import remember, remembered
 from mal.train.samples import Samples, cut_samples, usable_rows
 from mal.train.sighted import Net, Sighted, blind
 from mal.train.start import SHAPE, origin, start_student
 from mal.train.tao import link_latest, train_task
 from mal.train.validation import Truth, read_truth
+from mal.train.watch import stuck
 
 
 def train_from_words(
@@ -174,6 +175,7 @@ class _Run:
         if checkpoint:
             first = int(torch.load(checkpoint, map_location="cpu", weights_only=False)["mal_round"])
         net: Net = student
+        patience = config.adapt.patience if self.adapting else 0
         for number in range(first, len(config.rounds)):
             labels = self.labels(net, number, samples)
             if number + 1 not in config.sighted:
@@ -194,10 +196,13 @@ class _Run:
                     checkpoint,
                     truth,
                     self.constants,
-                    config.adapt.patience if self.adapting else 0,
+                    patience,
                 )
             )
             checkpoint, net = None, module.teacher
+            if stuck(self.out, config, patience):
+                say(f"ended early: {patience} judgements in a row brought nothing")
+                break
         nets = {"teacher": blind(module.teacher), "student": blind(module.student.eval())}  # pyright: ignore[reportPossiblyUnboundVariable]  rounds >= 1
         return self.finish(nets | ({"old": old.eval()} if self.adapting else {}), samples, aside, truth)
 
@@ -233,12 +238,13 @@ class _Run:
         contested = np.zeros(grids.shape, bool)
         if config.sighted:
             limits = config.self_train
-            contested = claimed_by_smaller(grids, samples, rows, limits.contested, limits.contested_area)
+            contested = claims(grids, samples, rows, (0, limits.contested_area)) > limits.contested * 255
             labels.maps[contested] = UNKNOWN  # boxes alone do not know who owns these
         made = labels_from_student(labels, grids, config.self_train)
         if round_ + 1 in config.sighted:
             made.maps[contested] = UNKNOWN
         if self.adapting:
+            made.maps[surer_larger(grids, samples, rows)] = UNKNOWN
             made.maps[claimed_by_smaller(grids, samples, rows, config.claimed)] = BACKGROUND
         return made
 
@@ -270,11 +276,14 @@ class _Run:
 
 
 def for_adapting(config: TrainConfig, files: Sequence[BoxFile]) -> TrainConfig:
-    """Settings of an adaptation: as many crops as the boxes deserve, in eight parts; what the user set stays."""
+    """Settings of an adaptation: as many crops as the boxes deserve, judged eight times; what the user set stays."""
     count = min(config.adapt.boxes, sum(len(usable_rows(file, config)) for file in files))
     least, most = config.adapt.crops
-    crops = round(min(most, max(least, count * config.adapt.passes)))
-    found = {"rounds": (*config.rounds[:1], crops), "epoch_crops": max(config.batch, crops // 8)}
+    crops, parts = min(most, max(least, count * config.adapt.passes)), config.adapt.rounds
+    found = {
+        "rounds": (*config.rounds[:1], *[round(crops / parts)] * parts),
+        "epoch_crops": max(config.batch, round(crops / 8)),
+    }
     return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
 
 

@@ -35,7 +35,7 @@ class Watch(Callback):
         before: crops seen in earlier rounds.
         truth: objects with true masks to judge by, or None.
         constants: of the student, for the files that are kept.
-        patience: judgements without progress that end the round; 0: never.
+        patience: judgements without progress that end it; 0: never.
         whole: a copy of the module to judge with, where the module itself is spread over devices (FSDP).
     """
 
@@ -93,7 +93,8 @@ class Watch(Callback):
         try:
             if trainer.is_global_zero:
                 self._tell(trainer, self.whole or pl_module, means)
-            trainer.should_stop = bool(trainer.strategy.broadcast(trainer.is_global_zero and self._stuck()))
+            over = trainer.is_global_zero and stuck(self.run, self.config, self.patience)
+            trainer.should_stop = bool(trainer.strategy.broadcast(over))
             trainer.save_checkpoint(part)  # together: several processes wait for each other here
             if trainer.is_global_zero:
                 os.replace(part, self.run / "last.ckpt")
@@ -148,29 +149,36 @@ class Watch(Callback):
         write_preview(self.run / "preview" / picture, self.samples, self.aside, probability, threshold, config)
         return row
 
-    def _stuck(self) -> bool:
-        """Whether the judgements of this round did not rise for `patience` times; read back, so a resume knows too."""
-        if not self.patience:
-            return False
-        rows = self._rows()
-        here = [float(row["value"]) for row in rows if row["round"] == rows[-1]["round"] and row["value"]]
-        return len(here) - 1 - int(np.argmax(here)) >= self.patience
-
-    def _rows(self) -> list[dict[str, Any]]:
-        path = self.run / "metrics.csv"
-        if not path.is_file():
-            return []
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
     def _write_row(self, row: dict[str, float | int]) -> None:
-        rows = [old for old in self._rows() if int(old["crops"]) < row["crops"]]  # an epoch done again replaces its row
+        rows = [
+            old for old in _rows(self.run) if int(old["crops"]) < row["crops"]
+        ]  # an epoch done again replaces its row
         rows.append(dict(row))
         names = list(dict.fromkeys(name for each in rows for name in each))
         with (self.run / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, names, restval="")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def stuck(run: Path, config: TrainConfig, patience: int) -> bool:
+    """Whether the last `patience` judgements in RUN brought nothing; read back, so that a resumed run knows, too.
+
+    Sighted networks are no students: their rounds do not count, and run to their end.
+    """
+    rows = [row for row in _rows(run) if row.get("value")]
+    if not patience or not rows or int(rows[-1]["round"]) in config.sighted:
+        return False
+    values = [float(row["value"]) for row in rows if int(row["round"]) not in config.sighted]
+    return len(values) - 1 - int(np.argmax(values)) >= patience
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_preview(

@@ -15,7 +15,7 @@ from mal.errors import InputError
 from mal.network.checkpoint import load_student, save_student
 from mal.network.student import Student
 from mal.train.judge import Judgement, judge
-from mal.train.neighbours import claimed_by_smaller
+from mal.train.neighbours import claimed_by_smaller, surer_larger
 from mal.train.run import for_adapting, train
 from mal.train.samples import cut_samples
 from mal.train.validation import read_truth
@@ -31,15 +31,16 @@ def first(quick: TrainConfig, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("count", "crops"), [(3, 1600), (200, 2400), (3000, 8000), (50_000, 8000)], ids=lambda value: str(value)
+    ("count", "crops"), [(3, 1600), (200, 3200), (3000, 16_000), (50_000, 16_000)], ids=lambda value: str(value)
 )
 def test_work_follows_the_number_of_boxes_within_bounds(make_data, count: int, crops: int) -> None:
     path = make_data(1)
     document = json.loads(path.read_text())
     document["annotations"] = [document["annotations"][0] | {"id": at} for at in range(count)]
     path.write_text(json.dumps(document))
-    config = for_adapting(TrainConfig(adapt=AdaptConfig(passes=12, crops=(1600, 8000))), [open_boxes(path)])
-    assert config.rounds[1] == crops
+    adapt = AdaptConfig(passes=16, crops=(1600, 16_000), rounds=4)
+    config = for_adapting(TrainConfig(adapt=adapt), [open_boxes(path)])
+    assert config.rounds[1:] == (crops // 4,) * 4
     assert config.epoch_crops == crops // 8
     mine = TrainConfig(rounds=(10, 20))
     assert for_adapting(mine, [open_boxes(path)]).rounds == (10, 20)
@@ -65,18 +66,23 @@ def test_what_does_not_help_by_its_own_judgement_is_not_kept(
     assert constants.training_data.startswith("the first's")
 
 
-def test_it_ends_when_nothing_gets_better(make_data, first: Path) -> None:
-    """Rates of nothing: each judgement is like the one before."""
+@pytest.mark.parametrize(
+    ("rounds", "every", "epochs"), [((4, 80), 1, 3), ((4, 8, 8, 80), 1, 3), ((4, 80), 2, 6)], ids=str
+)
+def test_it_ends_when_nothing_gets_better(
+    make_data, first: Path, rounds: tuple[int, ...], every: int, epochs: int
+) -> None:
+    """Rates of nothing: each judgement is like the one before, in this round and in the next one."""
     boxes = make_data(2)
-    still = TrainConfig(
-        **SHORT | {"rounds": (4, 80)}, lr_head=1e-12, lr_backbone=0, teacher_momentum=0, adapt=AdaptConfig(patience=2)
-    )
+    rates: dict[str, Any] = {"lr_head": 1e-12, "lr_backbone": 0, "teacher_momentum": 0, "validate_every": every}
+    still = TrainConfig(**SHORT | rates | {"rounds": rounds}, adapt=AdaptConfig(patience=2))
     train(still, boxes, None, boxes.parent / "run", first)
-    assert len((boxes.parent / "run" / "metrics.csv").read_text().splitlines()) == 1 + 3
+    assert len((boxes.parent / "run" / "metrics.csv").read_text().splitlines()) == 1 + epochs
 
 
 def test_the_smaller_box_claims_its_pixels(tmp_path: Path, quick: TrainConfig) -> None:
-    """A box of 20 within one of 80, worked by hand; each object fills its box."""
+    """A box of 20 within one of 80, worked by hand; each object fills its box. Where the larger one is surer of the
+    smaller one's cells, nobody knows."""
     (tmp_path / "images").mkdir()
     Image.new("RGB", (160, 160)).save(tmp_path / "images" / "a.png")
     document = {
@@ -100,6 +106,13 @@ def test_the_smaller_box_claims_its_pixels(tmp_path: Path, quick: TrainConfig) -
     rows, columns = np.flatnonzero(claimed[0].any(1)), np.flatnonzero(claimed[0].any(0))
     assert (columns[0], columns[-1] + 1, rows[0], rows[-1] + 1) == (17, 27, 27, 37)
     assert not claimed_by_smaller(probability, samples, np.arange(2), 1.0).any()
+    assert not surer_larger(probability, samples, np.arange(2)).any()  # no surer
+    probability[1, low:high, low : grid // 2] = 200
+    unknown = surer_larger(probability, samples, np.arange(2))
+    assert not unknown[0].any()
+    # All of the small one's crop lies in the large box; its right half is as sure itself.
+    assert unknown[1, low:high, low : grid // 2].all()
+    assert not unknown[1, low:high, grid // 2 : high].any()
     assert not claimed_by_smaller(probability[:1], samples, np.array([0]), 0.6).any()  # only what is asked about counts
 
 
