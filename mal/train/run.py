@@ -6,13 +6,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mal.config import ModelConstants, TrainConfig
+from mal.config import ModelConstants, Settings, TrainConfig
 from mal.datasets import BoxFile, open_boxes
 from mal.errors import Interrupted, UsageError
 from mal.network.checkpoint import save_student
@@ -29,6 +29,10 @@ from mal.train.start import SHAPE, origin, start_student
 from mal.train.tao import link_latest, train_task
 from mal.train.validation import Truth, read_truth
 from mal.train.watch import stuck
+
+FOR_ADAPTING = {"losses": {"crf": 0.0}, "self_train": {"boundary": 0.5, "drop": 0.0, "full": 0.5}}
+"""The boxes that a student is adapted to are mostly those that it labels then. So all of them count, also those of the
+lowest score: their labels know their neighbours. And a good student's soft labels need no vote of the colours."""
 
 
 def train_from_words(
@@ -276,15 +280,21 @@ class _Run:
 
 
 def for_adapting(config: TrainConfig, files: Sequence[BoxFile]) -> TrainConfig:
-    """Settings of an adaptation: as many crops as the boxes deserve, judged eight times; what the user set stays."""
+    """Settings of an adaptation, but for those that the user set: as many crops as the boxes deserve, judged eight
+    times; and `FOR_ADAPTING`."""
     count = min(config.adapt.boxes, sum(len(usable_rows(file, config)) for file in files))
     least, most = config.adapt.crops
     crops, parts = min(most, max(least, count * config.adapt.passes)), config.adapt.rounds
-    found = {
+    found: dict[str, Any] = {
         "rounds": (*config.rounds[:1], *[round(crops / parts)] * parts),
         "epoch_crops": max(config.batch, round(crops / 8)),
     }
-    return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
+    found = {key: value for key, value in found.items() if key not in config.model_fields_set}
+    for name, values in FOR_ADAPTING.items():
+        part: Settings = getattr(config, name)
+        unset = {key: value for key, value in values.items() if key not in part.model_fields_set}
+        found[name] = part.model_copy(update=unset)
+    return config.model_copy(update=found)
 
 
 def rows_aside(image: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int64]:

@@ -42,8 +42,9 @@ def test_work_follows_the_number_of_boxes_within_bounds(make_data, count: int, c
     config = for_adapting(TrainConfig(adapt=adapt), [open_boxes(path)])
     assert config.rounds[1:] == (crops // 4,) * 4
     assert config.epoch_crops == crops // 8
-    mine = TrainConfig(rounds=(10, 20))
-    assert for_adapting(mine, [open_boxes(path)]).rounds == (10, 20)
+    mine = TrainConfig.load(None, ["rounds=[10,20]", "self_train.full=0.7"])
+    kept = for_adapting(mine, [open_boxes(path)])
+    assert (kept.rounds, kept.self_train.full, kept.self_train.drop, kept.losses.crf) == ((10, 20), 0.7, 0, 0)
 
 
 @pytest.mark.parametrize("better", [True, False])
