@@ -252,11 +252,11 @@ class AdaptConfig(Settings):
     """How much work adapting a trained student to boxes is; what sets the time it takes on a CPU."""
 
     boxes: int = Field(default=4000, ge=1, description="At most so many boxes, drawn at random by image.")
-    passes: float = Field(default=16, gt=0, description="How often each box is seen,")
+    passes: float = Field(default=12, gt=0, description="How often each box is seen,")
     crops: tuple[int, int] = Field(
-        default=(1600, 16000), description="... within these bounds, unless rounds are given."
+        default=(1600, 12000), description="... within these bounds, unless rounds are given."
     )
-    rounds: int = Field(default=4, ge=1, description="They are shared out among; each labels for the next.")
+    rounds: int = Field(default=3, ge=1, description="They are shared out among; each labels for the next.")
     patience: int = Field(default=4, ge=0, description="Judgements without progress that end it; 0: never.")
 
 

@@ -63,11 +63,11 @@ def claimed_by_smaller(
 
 
 def surer_larger(probability: NDArray[np.uint8], samples: Samples, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(n, g, g): cells of each object that a larger box's object is surer of, with more than even chance. As `claims`.
+    """(n, g, g): cells of each object's mask that a larger box's object is surer of. As `claims`.
 
-    On ccp about half of these cells that lie in an object's mask are its own: no label is better than either one.
+    On ccp about half of these cells are the smaller box's: no label is better than either one.
     """
-    return claims(probability, samples, rows, (1, np.inf)) > np.maximum(probability, 127)
+    return (probability > 127) & (claims(probability, samples, rows, (1, np.inf)) > probability)
 
 
 def neighbour_maps(others: NDArray[np.float32], box: NDArray[np.float32], size: int) -> NDArray[np.float32]:
