@@ -1,5 +1,7 @@
 """What can go wrong around a run: each fault ends in a clear line or is survived, and nothing is lost."""
 
+import errno
+import io
 import os
 import resource
 import signal
@@ -191,6 +193,80 @@ def test_a_disk_that_fills_at_any_write_loses_nothing(run, tmp_path: Path) -> No
         (tmp_path / "out.json").unlink(missing_ok=True)
     assert full > 10
     assert run()[1] == whole
+
+
+def test_a_file_system_that_turns_read_only_loses_nothing(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From some moment on no file can be opened for writing or written to, as after `errors=remount-ro`."""
+    _, whole = run("whole.json")
+    left = [0]
+
+    def touch(path: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
+            touch(self.name)
+            return super().write(data)
+
+    def opened(path: Path, mode: str = "r", *some: Any, **more: Any) -> Any:
+        if mode == "ab":  # a segment
+            touch(path)
+            return File(path, mode)
+        if "w" in mode:
+            touch(path)
+        return true_open(path, mode, *some, **more)
+
+    true_open = Path.open
+    refused = 0
+    for writes in [*range(12), 16, 20, 24, 28, 10_000]:
+        left[0] = writes
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", opened)
+            try:
+                run()
+            except OutputError as error:
+                assert "Read-only file system; what is labelled is kept" in str(error)
+                assert error.exit_code == 1
+                refused += 1
+        assert not (tmp_path / "out.json").exists() or (tmp_path / "out.json").read_bytes() == whole
+        (tmp_path / "out.json").unlink(missing_ok=True)
+    assert refused > 8
+    assert run()[1] == whole
+
+
+def test_a_read_only_file_system(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one: refused from the start, and for an unfinished run, which goes on when it can be written again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        _, whole = run("whole.json")
+        decode, calls = blocks_module.decode_image, [0]
+
+        def stopping(*words: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 6:
+                raise SystemExit
+            return decode(*words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks_module, "decode_image", stopping)
+            with pytest.raises(MalError, match="host thread died"):
+                run("disk/out.json")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for name in ("disk/out.json", "disk/other.json"):
+            with pytest.raises(OutputError, match="Read-only file system; what is labelled is kept"):
+                run(name)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        report, found = run("disk/out.json")
+        assert report.resumed > 0
+        assert found == whole
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("workers", [0, -1])
