@@ -8,6 +8,7 @@ folder and the model have to be there, under the same path, on every machine. On
 import logging
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from queue import SimpleQueue
@@ -27,6 +28,7 @@ except ImportError as _error:
     ) from _error
 
 MOST_ACTORS = 64  # asked for on a cluster that has room for fewer now and may grow
+LOST = 20.0  # seconds without the head node; after 60 Ray would end this process itself
 
 
 class _Actor:
@@ -82,6 +84,7 @@ class RayCrew(FarCrew):
 
     def __init__(self, job: Job, device: str | None, blocks: int, disconnect: Callable[[], None]) -> None:
         self._disconnect = disconnect
+        self._head = head = _Head(ray.get_runtime_context().gcs_address)
         room = ray.cluster_resources()
         kind = (device or ("cuda" if room.get("GPU") else "cpu")).partition(":")[0]
         needs = {"num_cpus": job.workers, "num_gpus": 1 if kind == "cuda" else 0}
@@ -95,6 +98,7 @@ class RayCrew(FarCrew):
             messages = [hand.messages for hand in hands if hand.messages is not None]
             ready, _ = ray.wait(messages, num_returns=1, timeout=seconds, fetch_local=False)
             if not ready:
+                head.check()
                 return None
             number = next(number for number, hand in enumerate(hands) if hand.messages is ready[0])
             return number, hands[number].receive()
@@ -103,8 +107,33 @@ class RayCrew(FarCrew):
 
     def close(self) -> None:
         """See `Crew.close`."""
+        if self._head.lost:  # Ray would wait for an answer
+            return
         super().close()
         self._disconnect()
+
+
+class _Head:
+    """The cluster's head node, `machine:port`, without which Ray answers nothing and says nothing."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._there_at: float | None = None  # never, where only the door for Ray's clients is open
+        self.lost = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise MalError if it was there once, and has not been for some time."""
+        try:
+            _knock(self._address)
+            self._there_at = time.monotonic()
+        except OSError as error:
+            if self._there_at is not None and time.monotonic() - self._there_at > LOST:
+                self.lost = True
+                raise MalError(
+                    f"the Ray cluster at {self._address} is lost ({error.strerror or error}); what is labelled is "
+                    "kept, the same command goes on, also without --ray"
+                ) from None
 
 
 class _RayHand:

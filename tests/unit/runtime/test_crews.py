@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -322,6 +323,21 @@ def test_where_no_cluster_listens_it_is_said_at_once(many: Path, address: str) -
     with pytest.raises(MalError, match=r"no Ray cluster at .*:1: "):
         label_dataset(many, device="cpu", ray=address, quiet=True)
     assert time.monotonic() - started < 30
+
+
+def test_a_cluster_without_its_head_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_crew = pytest.importorskip("mal.runtime.ray_crew", reason="needs Ray, the extra `ray`", exc_type=MalError)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = ray_crew._Head(f"127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(ray_crew, "LOST", 0.0)
+        head.check()
+    monkeypatch.setattr(ray_crew, "LOST", 1000.0)
+    head.check()  # it may come back
+    assert not head.lost
+    monkeypatch.setattr(ray_crew, "LOST", 0.0)
+    with pytest.raises(MalError, match=r"is lost \(Connection refused\); what is labelled is kept"):
+        head.check()
+    assert head.lost
 
 
 @pytest.mark.slow
