@@ -281,6 +281,9 @@ class TrainConfig(Settings):
         default=(),
         description="Rounds, from 2 on but the last, whose network is shown the other boxes; it labels for the next.",
     )
+    sighted_size: int | None = Field(
+        default=None, ge=64, multiple_of=32, description="Side of the crops of sighted rounds; default: size."
+    )
     epoch_crops: int = Field(default=2000, ge=1, description="Crops between two checkpoints.")
     batch: int = Field(default=16, ge=1, description="Crops of one step, over all devices and parts.")
     accumulate: int = Field(default=1, ge=1, description="Parts that a step's crops are worked off in, one by one.")

@@ -25,6 +25,7 @@ class Student(nn.Module):
 
     def __init__(self, constants: ModelConstants) -> None:
         super().__init__()
+        self.constants = constants
         self.backbone = Backbone(constants.backbone, constants.size)
         self.head = Head(
             self.backbone.channels, self.backbone.strides, constants.size, constants.width, constants.expansion
@@ -38,6 +39,12 @@ class Student(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         self.inside: Tensor
+
+    def at_size(self, size: int) -> "Student":
+        """A copy for crops of another size, a multiple of 32: nothing that is learned depends on it."""
+        other = Student(self.constants.model_copy(update={"size": size}))
+        other.load_state_dict(self.state_dict())
+        return other.train(self.training)
 
     def forward(self, crops: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Label a batch of crops.

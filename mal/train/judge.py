@@ -33,13 +33,13 @@ def predict(
     `flip`: of the mirrored crops, mirrored back.
     """
     device = next(student.parameters()).device
-    rect, made = samples.central(config.expansion), []
+    rect, size, made = samples.central(config.expansion), student.head.size, []
     window, box = rect / samples.pixels.shape[1], central_box(config.expansion)[0].numpy()
     for first in range(0, len(rows), 32):
         part = rows[first : first + 32]
-        crops = to_input(np.stack([cut_crop(samples.pixels[row], rect, config.size, config.fill) for row in part]))
+        crops = to_input(np.stack([cut_crop(samples.pixels[row], rect, size, config.fill) for row in part]))
         batch = torch.from_numpy(crops).to(device, memory_format=torch.channels_last)
-        others = [neighbour_maps(within(samples.others[row], window), box, config.size // 4) for row in part]
+        others = [neighbour_maps(within(samples.others[row], window), box, size // 4) for row in part]
         seen = torch.from_numpy(np.stack(others)).to(device)
         found = (
             logits(student, batch.flip(3), None, seen.flip(3)).flip(3) if flip else logits(student, batch, None, seen)
@@ -55,7 +55,7 @@ class Judgement:
     """Signals without masks, means over the objects judged, 0..1.
 
     Attributes:
-        threshold: the candidate of the highest value.
+        threshold: the candidate of the highest extent IoU.
         extent: IoU of the masks' extents with their boxes, at that threshold.
         flip: IoU of the masks of a crop and of its mirror image, at that threshold.
         claimed: share of a mask that the objects of smaller boxes claim, at that threshold.
@@ -75,7 +75,10 @@ class Judgement:
 
 
 def judge(student: Net, samples: Samples, rows: NDArray[np.int64], config: TrainConfig) -> Judgement:
-    """Judge a student on some samples. Neighbours that are not among `rows` claim nothing."""
+    """Judge a student on some samples. Neighbours that are not among `rows` claim nothing.
+
+    The extent alone chooses the threshold: mirrored masks agree the more the larger they are, whatever they are worth.
+    """
     plain = predict(student, samples, rows, config)
     mirrored = predict(student, samples, rows, config, flip=True)
     box = central_box(config.expansion)[0].numpy() * plain.shape[-1]
@@ -92,4 +95,4 @@ def judge(student: Net, samples: Samples, rows: NDArray[np.int64], config: Train
             plain,
         )
 
-    return max((at(threshold) for threshold in config.thresholds), key=lambda each: each.value)
+    return max((at(threshold) for threshold in config.thresholds), key=lambda each: each.extent)

@@ -183,9 +183,9 @@ class _Run:
         for number in range(first, len(config.rounds)):
             labels = self.labels(net, number, samples)
             if number + 1 not in config.sighted:
-                net = blind(net)
+                net = blind(net).at_size(config.size)
             elif not isinstance(net, Sighted):
-                net = Sighted(net)
+                net = Sighted(net.at_size(config.sighted_size or config.size))
             weights = sampling_weights(samples, labels, aside, config)
             module = fit(
                 Round(
@@ -195,7 +195,7 @@ class _Run:
                     labels,
                     aside,
                     weights,
-                    config,
+                    config.model_copy(update={"size": net.head.size}),
                     self.out,
                     checkpoint,
                     truth,

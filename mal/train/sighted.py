@@ -20,7 +20,7 @@ class Sighted(nn.Module):
     """A student and what turns maps of the other boxes into its pyramid; at first it does as the student does.
 
     Args:
-        student: taken over, not copied.
+        student: taken over, not copied; its size is that of the crops, which may be larger than a student's.
     """
 
     def __init__(self, student: Student) -> None:

@@ -22,7 +22,7 @@ from mal.train.samples import Samples, cut_samples
 from mal.train.sighted import Sighted
 
 THREE = {"rounds": (8, 8, 8), "sighted": (2,)}
-FOUR = {"rounds": (8, 8, 8, 8), "sighted": (2, 3)}
+FOUR = {"rounds": (8, 8, 8, 8), "sighted": (2, 3), "sighted_size": 96}
 
 
 @pytest.fixture
@@ -98,11 +98,12 @@ def test_it_predicts_by_what_it_is_shown(two_boxes: Path, quick: TrainConfig) ->
 def test_contested_cells_are_unknown_and_the_last_round_is_a_student(
     two_boxes: Path, quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[bool, Labels]] = []
+    seen: list[tuple[bool, int, Labels]] = []
     fit = run_module.fit
 
     def watched(round_):
-        seen.append((isinstance(round_.student, Sighted), round_.labels))
+        assert round_.config.size == round_.student.head.size
+        seen.append((isinstance(round_.student, Sighted), round_.config.size, round_.labels))
         return fit(round_)
 
     def certain(net, samples: Samples, rows, config, **_):
@@ -112,8 +113,8 @@ def test_contested_cells_are_unknown_and_the_last_round_is_a_student(
     monkeypatch.setattr(run_module, "predict", certain)
     out = two_boxes.parent / "run"
     path = train(quick.model_copy(update=FOUR), two_boxes, None, out, "none")
-    assert [shown for shown, _ in seen] == [False, True, True, False]
-    unknown = [(labels.maps == UNKNOWN).mean((1, 2)) for _, labels in seen]
+    assert [each[:2] for each in seen] == [(False, 64), (True, 96), (True, 96), (False, 64)]
+    unknown = [(labels.maps == UNKNOWN).mean((1, 2)) for *_, labels in seen]
     for each in unknown[1:3]:
         large = each > 0
         assert large.sum() == 3  # everything claims everything: the large boxes lose the cells of the small ones
