@@ -114,8 +114,9 @@ class _Once(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line, name = key.start_mark.line + 1, str(key.value)
-            if lines.setdefault(name, line) != line:
+            if name in lines:
                 raise yaml.YAMLError(f"{name} is there twice, in line {lines[name]} and in line {line}")
+            lines[name] = line
         return super().construct_mapping(node, deep)
 
 
@@ -254,7 +255,7 @@ class AdaptConfig(Settings):
     boxes: int = Field(default=4000, ge=1, description="At most so many boxes, drawn at random by image.")
     passes: float = Field(default=12, gt=0, description="How often each box is seen,")
     crops: tuple[int, int] = Field(
-        default=(1600, 12000), description="... within these bounds, unless rounds are given."
+        default=(1600, 12000), description="... within these bounds, rounded up to whole epochs."
     )
     rounds: int = Field(default=3, ge=1, description="They are shared out among; each labels for the next.")
     patience: int = Field(default=4, ge=0, description="Judgements without progress that end it; 0: never.")

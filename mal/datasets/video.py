@@ -190,7 +190,10 @@ def _from_coco_video(path: Path, document: dict[str, Any], annotations: list[dic
             )
         if image.get("video_id") != document["videos"][0].get("id"):
             raise BoxFileError(f"{path}: image {image['id']!r} belongs to video {image.get('video_id')!r}, another one")
-        frames[image["id"]] = frame
+        if frames.setdefault(image["id"], frame) != frame:
+            raise BoxFileError(
+                f"{path}: image {image['id']!r} is there twice, in frames {frames[image['id']]} and {frame}"
+            )
     boxes: list[_Box] = []
     for annotation in annotations:
         where = f"{path}: annotation {annotation.get('id')!r}"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from mal.config import ModelConstants
+from mal.errors import UsageError
 from mal.network.backbone import Backbone
 from mal.network.head import Head
 from mal.network.score import inside_map, mask_score
@@ -41,9 +42,15 @@ class Student(nn.Module):
         self.inside: Tensor
 
     def at_size(self, size: int) -> "Student":
-        """A copy for crops of another size, a multiple of 32: nothing that is learned depends on it."""
+        """A copy for crops of another size, a multiple of 32; UsageError for a backbone that has learned places."""
         other = Student(self.constants.model_copy(update={"size": size}))
-        other.load_state_dict(self.state_dict())
+        try:
+            other.load_state_dict(self.state_dict())
+        except RuntimeError:
+            raise UsageError(
+                f"{self.constants.backbone} has learned where its {self.constants.size} pixels are and cannot see "
+                f"crops of {size}; leave sighted_size out"
+            ) from None
         return other.train(self.training)
 
     def forward(self, crops: Tensor, box: Tensor | None = None) -> tuple[Tensor, Tensor]:

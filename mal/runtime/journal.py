@@ -163,7 +163,10 @@ class Journal:
         self._readers[block] = file  # behind the others: the first in line is the longest unused
         if len(self._readers) > _OPEN_SEGMENTS:
             self._readers.pop(next(iter(self._readers))).close()
-        return os.pread(file.fileno(), length, offset)
+        text = os.pread(file.fileno(), length, offset)
+        if len(text) != length:
+            raise JournalError(f"{self._path(block)} lost what was written to it; start over with --fresh")
+        return text
 
     def close(self) -> None:
         """Flush to the disk and let the next run have it.

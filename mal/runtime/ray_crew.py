@@ -118,7 +118,8 @@ class _Head:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._there_at: float | None = None  # never, where only the door for Ray's clients is open
+        self._there = False  # never, where only the door for Ray's clients is open
+        self._missing_since: float | None = None
         self.lost = False
         self.check()
 
@@ -126,9 +127,11 @@ class _Head:
         """Raise MalError if it was there once, and has not been for some time."""
         try:
             _knock(self._address)
-            self._there_at = time.monotonic()
+            self._there, self._missing_since = True, None
         except OSError as error:
-            if self._there_at is not None and time.monotonic() - self._there_at > LOST:
+            now = time.monotonic()
+            self._missing_since = now if self._missing_since is None else self._missing_since
+            if self._there and now - self._missing_since > LOST:
                 self.lost = True
                 raise MalError(
                     f"the Ray cluster at {self._address} is lost ({error.strerror or error}); what is labelled is "

@@ -117,11 +117,6 @@ def train(
             "losses.label, losses.mil and losses.crf (-e: train.loss_mil_weight, train.loss_crf_weight) are all 0: "
             "nothing would be learned"
         )
-    if any(not 1 < each < len(config.rounds) for each in config.sighted):
-        raise UsageError(
-            f"sighted={list(config.sighted)}: of {len(config.rounds)} rounds only those from 2 to "
-            f"{len(config.rounds) - 1} can be; the first learns from boxes, the last is the student"
-        )
     if not files:
         raise UsageError("no file of boxes given, e.g. mal train boxes.json --images images/")
     if folders and len(folders) != len(files):
@@ -134,11 +129,26 @@ def train(
         config = config.model_copy(update={"cache_size": round(1.5 * config.size)})
     if not resume:
         config = for_adapting(config, opened) if adapting else config
+        _check_rounds(config, student)
         remember(out, config, opened, folders, start)
     try:
         return _Run(config, constants, opened, out, resume, adapting).go(student, first)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; go on with: mal train --resume -o {out}") from None
+
+
+def _check_rounds(config: TrainConfig, student: Student) -> None:
+    """Refuse at once what would fail in a later round."""
+    if any(not 1 < each < len(config.rounds) for each in config.sighted):
+        raise UsageError(
+            f"sighted={list(config.sighted)}: of {len(config.rounds)} rounds only those from 2 to "
+            f"{len(config.rounds) - 1} can be; the first learns from boxes, the last is the student"
+        )
+    if config.sighted and config.sighted_size:
+        student.at_size(config.sighted_size)
+    drop, full = config.self_train.drop, config.self_train.full
+    if drop >= full:
+        raise UsageError(f"self_train.drop={drop:g} must be below self_train.full, which is {full:g}; give both")
 
 
 class _Run:
@@ -281,7 +291,7 @@ class _Run:
 
 def for_adapting(config: TrainConfig, files: Sequence[BoxFile]) -> TrainConfig:
     """Settings of an adaptation, but for those that the user set: as many crops as the boxes deserve, judged eight
-    times; and `FOR_ADAPTING`."""
+    times or nine, since rounds are whole epochs; and `FOR_ADAPTING`."""
     count = min(config.adapt.boxes, sum(len(usable_rows(file, config)) for file in files))
     least, most = config.adapt.crops
     crops, parts = min(most, max(least, count * config.adapt.passes)), config.adapt.rounds

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +134,8 @@ def cut_samples(
         except OSError as error:
             raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
     with np.load(table) as found:
         stored = {name: found[name] for name in _STORED}
         skipped = [str(line) for line in found["skipped"]]

@@ -73,6 +73,8 @@ def runs_from_logits(
     """As `mal.masks.runs_from_logits`, byte for byte."""
     logits, boxes, windows = _masks_in(logits, boxes)
     images = np.array(sizes, np.int64).reshape(-1, 2)
+    if len(images) != len(boxes):
+        raise ShapeError(f"{len(images)} sizes of images for {len(boxes)} boxes")
     check_windows(windows, images)
     lengths, areas = np.empty((2, len(boxes)), np.int64)
     needed, room = 0, 4096 * len(boxes)

@@ -165,6 +165,8 @@ def test_runs_that_need_much_room(compiled: Pixels, rng: np.random.Generator) ->
     noise = rng.standard_normal((3, 300, 300)).astype(np.float32)
     found = np.array([[2.0, 3.0, 302.0, 303.0]] * 3)
     assert_same_runs(compiled, noise, found, [(320, 310)] * 3)
+    with pytest.raises(ShapeError, match="1 sizes of images for 3 boxes"):
+        compiled.runs_from_logits(noise, found, 0.3, [(320, 310)])
     for body in (compiled, NUMPY):
         with pytest.raises(ShapeError, match="leaves its image"):
             body.runs_from_logits(noise, found, 0.3, [(300, 310)] * 3)

@@ -43,6 +43,8 @@ def test_what_was_written_is_read_back(folder: Path) -> None:
         assert contents(journal, 0) == [(some.start, some.stop, some.entries.tobytes(), some.text) for some in RECORDS]
         offsets = [at for _, at in journal.records(1)]
         assert journal.read(1, offsets[2] + 2, 3) == b"666"
+        with pytest.raises(JournalError, match="lost what was written"):
+            journal.read(1, offsets[2], 10**6)
         assert journal.resume(0) == journal.resume(1) == 6
         assert journal.resume(2) == 0
 

@@ -173,6 +173,10 @@ def coco_video(image: dict[str, Any], *annotations: dict[str, Any]) -> str:
         (coco_video({}, {"image_id": 2}), "annotation 5 is on image 2"),
         (coco_video({}, {"instance_id": None}), "annotation 5 has no `instance_id`, nor `bboxes`"),
         (coco_video({}, {}, {"id": 6}), "track 1 has two boxes in frame 1"),
+        (
+            coco_video({}).replace('"images": [', '"images": [{"id": 1, "video_id": 1, "frame_id": 3}, '),
+            "image 1 is there twice",
+        ),
         ("", "is empty"),
         ("{", "not readable JSON"),
         ("[1]", "expected YouTube-VIS JSON"),

@@ -164,9 +164,10 @@ def test_mistakes_name_the_key_and_the_way_out(
 
 def test_a_key_that_is_there_twice_is_refused(write_spec: Write) -> None:
     spec = write_spec()
-    spec.write_text(spec.read_text() + "results_dir: elsewhere\n")
-    with pytest.raises(InputError, match="results_dir is there twice, in line"):
-        TaoSpec.load(spec)
+    for text in (spec.read_text() + "results_dir: elsewhere\n", "{results_dir: here, results_dir: elsewhere}\n"):
+        spec.write_text(text)
+        with pytest.raises(InputError, match="results_dir is there twice, in line"):
+            TaoSpec.load(spec)
 
 
 def test_boxes_without_masks_are_not_labelled_before_they_are_refused(

@@ -12,7 +12,7 @@ import torch
 
 import mal.network.head
 import mal.train.start as start_module
-from mal.config import LossConfig, ModelConstants, TrainConfig
+from mal.config import LossConfig, ModelConstants, SelfTrainConfig, TrainConfig
 from mal.errors import DeviceError, InputError, Interrupted, MalError, ModelFileError, UsageError
 from mal.network.checkpoint import load_student
 from mal.network.student import Student
@@ -131,6 +131,9 @@ def test_contradictions_are_refused(make_data, quick: TrainConfig, tmp_path: Pat
     nothing = quick.model_copy(update={"losses": LossConfig(label=0, mil=0, crf=0)})
     with pytest.raises(UsageError, match=r"losses\.label.*nothing would be learned"):
         train(nothing, boxes, None, tmp_path / "run", "none")
+    empty = quick.model_copy(update={"self_train": SelfTrainConfig(drop=0.7)})
+    with pytest.raises(UsageError, match=r"self_train\.drop=0\.7 must be below self_train\.full"):
+        train(empty, boxes, None, tmp_path / "run", "none")
     with pytest.raises(UsageError, match="pretrained=none"):
         train(quick.model_copy(update={"pretrained": "auto"}), boxes, None, tmp_path / "run", "none")
     done = train(quick, boxes, None, tmp_path / "run", "none")

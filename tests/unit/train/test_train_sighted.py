@@ -142,6 +142,15 @@ def test_a_sighted_round_is_resumed(two_boxes: Path, quick: TrainConfig, monkeyp
     assert all(torch.equal(value, second[key]) for key, value in first.items())
 
 
+def test_a_backbone_that_has_learned_places_is_refused_another_size(make_data, quick: TrainConfig) -> None:
+    boxes = make_data(1)
+    config = quick.model_copy(
+        update=THREE | {"backbone": "vit_tiny_patch16_224", "pretrained": "none", "sighted_size": 96}
+    )
+    with pytest.raises(UsageError, match="vit_tiny_patch16_224 has learned where its 64 pixels are"):
+        train(config, boxes, None, boxes.parent / "run", "none")
+
+
 @pytest.mark.parametrize("wrong", [(1,), (3,), (0,)])
 def test_rounds_that_cannot_be_sighted_are_refused(make_data, quick: TrainConfig, wrong: tuple[int, ...]) -> None:
     boxes = make_data(1)
