@@ -6,8 +6,6 @@ Round 2: the student has seen many boxes and can judge: its own probabilities ar
 ones, and objects that it is sure of count more.
 """
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,8 @@ from numpy.typing import NDArray
 
 from mal.config import LabelConfig, Recipe, SelfTrainConfig, TrainConfig
 from mal.crops import cut_crop
-from mal.errors import OutputError
 from mal.network.score import mask_score
-from mal.train.samples import Samples, Tick, in_threads
+from mal.train.samples import Samples, Tick, in_threads, renamed
 
 OBJECT, UNKNOWN, BACKGROUND = 255, 128, 0
 Mask = NDArray[np.bool_]
@@ -45,15 +42,8 @@ class Labels:
         Raises:
             OutputError: they cannot be written.
         """
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another run may share the folder
-        try:
-            with part.open("wb") as stream:
-                np.savez(stream, maps=self.maps, trust=self.trust)
-            part.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+        with renamed(path) as part, part.open("wb") as stream:
+            np.savez(stream, maps=self.maps, trust=self.trust)
 
     @classmethod
     def load(cls, path: Path) -> "Labels":

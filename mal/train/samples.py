@@ -7,9 +7,9 @@ from it without touching the image again. The box is always its central part.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -121,26 +121,35 @@ def cut_samples(
     key = _key(files, config, most)
     table, pixels = folder / f"crops-{key}.npz", folder / f"crops-{key}.npy"
     if not table.is_file():
-        # Written beside and renamed: another run may be reading, or cutting, the same crops.
-        part = folder / f"crops-{key}.{os.getpid()}.part"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        with renamed(pixels) as part:
             samples = _cut(files, config, part, tick or (lambda done, total: None), min(room, most or room))
+        with renamed(table) as part, part.open("wb") as stream:
             lines = np.array(samples.skipped, str)
-            part.replace(pixels)
-            with part.open("wb") as stream:
-                np.savez(stream, skipped=lines, **{name: getattr(samples, name) for name in _STORED})
-            part.replace(table)
-        except OSError as error:
-            raise OutputError(f"cannot write the crop cache {folder}: {error.strerror or error}") from None
-        finally:
-            with suppress(OSError):
-                part.unlink()
+            np.savez(stream, skipped=lines, **{name: getattr(samples, name) for name in _STORED})
     with np.load(table) as found:
         stored = {name: found[name] for name in _STORED}
         skipped = [str(line) for line in found["skipped"]]
     kept = np.load(pixels, mmap_mode="r")[: len(stored["valid"])]
     return Samples(pixels=kept, expansion=config.cache_expansion, skipped=skipped, key=key, **stored)
+
+
+@contextmanager
+def renamed(path: Path) -> Generator[Path]:
+    """A file to write, which becomes `path` at the end: another run may be reading, or making, the same.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def _key(files: Sequence[BoxFile], config: TrainConfig, most: int | None) -> str:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,9 @@ def test_a_session_that_hangs_is_an_error_and_the_journal_stays(run, session_of)
     assert found == whole
 
 
-@pytest.mark.parametrize("death", [SystemExit(), MemoryError("no room"), KeyboardInterrupt()])
-def test_a_decode_thread_that_dies_ends_the_run_and_the_journal_stays(
-    run, monkeypatch: pytest.MonkeyPatch, death: BaseException
-) -> None:
-    _, whole = run("whole.json")
+@contextmanager
+def a_decoder_that_dies(monkeypatch: pytest.MonkeyPatch, death: BaseException) -> Generator[None]:
+    """At the sixth image."""
     decode, calls = blocks_module.decode_image, [0]
 
     def dying(*words: Any) -> Any:
@@ -135,10 +134,21 @@ def test_a_decode_thread_that_dies_ends_the_run_and_the_journal_stays(
             raise death
         return decode(*words)
 
-    monkeypatch.setattr(blocks_module, "decode_image", dying)
-    with pytest.raises((MalError, MemoryError), match=r"host thread died|no room"):
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks_module, "decode_image", dying)
+        yield
+
+
+@pytest.mark.parametrize("death", [SystemExit(), MemoryError("no room"), KeyboardInterrupt()])
+def test_a_decode_thread_that_dies_ends_the_run_and_the_journal_stays(
+    run, monkeypatch: pytest.MonkeyPatch, death: BaseException
+) -> None:
+    _, whole = run("whole.json")
+    with (
+        a_decoder_that_dies(monkeypatch, death),
+        pytest.raises((MalError, MemoryError), match=r"host thread died|no room"),
+    ):
         run(workers=1)
-    monkeypatch.setattr(blocks_module, "decode_image", decode)
     report, found = run()
     assert report.resumed > 0
     assert found == whole
@@ -243,18 +253,8 @@ def test_a_read_only_file_system(run, tmp_path: Path, monkeypatch: pytest.Monkey
         pytest.skip("mounting is not allowed here")
     try:
         _, whole = run("whole.json")
-        decode, calls = blocks_module.decode_image, [0]
-
-        def stopping(*words: Any) -> Any:
-            calls[0] += 1
-            if calls[0] == 6:
-                raise SystemExit
-            return decode(*words)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(blocks_module, "decode_image", stopping)
-            with pytest.raises(MalError, match="host thread died"):
-                run("disk/out.json")
+        with a_decoder_that_dies(monkeypatch, SystemExit()), pytest.raises(MalError, match="host thread died"):
+            run("disk/out.json")
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         for name in ("disk/out.json", "disk/other.json"):
             with pytest.raises(OutputError, match="Read-only file system; what is labelled is kept"):
